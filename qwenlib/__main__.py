@@ -1,0 +1,6 @@
+"""``python -m qwenlib``."""
+
+from qwenlib.cli.main import main
+
+if __name__ == "__main__":
+    main()

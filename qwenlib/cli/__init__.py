@@ -1,0 +1,1 @@
+"""One thin typer layer over the rooms."""

@@ -1,0 +1,54 @@
+"""The ``qwenlib`` command: mounts each room's commands and turns our errors into sentences and exit codes."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+
+import typer
+
+from qwenlib import __version__
+from qwenlib.errors import QwenlibError
+
+ROOMS = ("workbook", "doctor", "ranktable", "weights", "data", "config", "train", "predict")
+"""Modules of ``qwenlib.cli``, in the order of ``--help``; each has ``register(app)``."""
+
+app = typer.Typer(
+    name="qwenlib",
+    help="Fine-tune Qwen1.5 on Ascend 910 (and, with a tiny model, on a CPU).",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"qwenlib {__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def _main(
+    version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version."),
+) -> None:
+    """Exit codes: 0 done; 1 the work failed; 2 the input or the command was refused."""
+
+
+for room in ROOMS:
+    if importlib.util.find_spec(f"qwenlib.cli.{room}"):
+        importlib.import_module(f"qwenlib.cli.{room}").register(app)
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    try:
+        app(standalone_mode=True)
+    except QwenlibError as error:
+        print(f"qwenlib: {error.heading}: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("qwenlib: interrupted.", file=sys.stderr)
+        sys.exit(130)

@@ -1,0 +1,125 @@
+"""Files that are whole or not there: write beside, fsync, rename."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any, Dict, Iterator, Union
+
+from qwenlib.errors import Refused, WorkFailed
+
+PathLike = Union[str, Path]
+
+_UMASK = os.umask(0)
+os.umask(_UMASK)
+
+
+@contextlib.contextmanager
+def atomic_path(path: PathLike) -> Iterator[Path]:
+    """Yield a temporary path beside ``path``; on success it is fsynced and renamed onto ``path``.
+
+    On any exception, the interrupt key included, the temporary file is removed and ``path`` is as it was.
+
+    Raises:
+        WorkFailed: the disk is full (errno ENOSPC), with the path and the free space.
+    """
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".part", dir=str(target.parent))
+    os.close(handle)
+    part = Path(name)
+    try:
+        yield part
+        os.chmod(part, 0o666 & ~_UMASK)
+        sync(part)
+        os.replace(part, target)
+        sync(target.parent)
+    except OSError as error:
+        if error.errno == 28:
+            free = shutil.disk_usage(target.parent).free
+            raise WorkFailed(
+                f"no space left while writing {target}: {free / 2**20:.0f} MiB are free there. "
+                "Nothing was half-written; free some space or choose another folder, and run it again."
+            ) from error
+        raise
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            part.unlink()
+
+
+def sync(path: PathLike) -> None:
+    """fsync a file or a folder."""
+    handle = os.open(str(path), os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_text(path: PathLike, text: str) -> None:
+    """Replace ``path`` with ``text`` (UTF-8), atomically."""
+    with atomic_path(path) as part:
+        part.write_text(text, encoding="utf-8")
+
+
+def write_json(path: PathLike, value: Any) -> None:
+    """Replace ``path`` with ``value`` as indented JSON, atomically."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n")
+
+
+def read_json(path: PathLike) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        Refused: the file is missing, or is not JSON (with line and column).
+    """
+    path = Path(path)
+    try:
+        return json.loads(path.read_text(encoding="utf-8-sig"))
+    except FileNotFoundError:
+        raise Refused(f"there is no file {path}.") from None
+    except UnicodeDecodeError as error:
+        raise Refused(f"{path} is not UTF-8 text (byte {error.start}).") from None
+    except json.JSONDecodeError as error:
+        raise Refused(f"{path}, line {error.lineno}, column {error.colno}: not JSON ({error.msg}).") from None
+
+
+def sha256(path: PathLike) -> str:
+    """The SHA-256 of a file, in hexadecimal, read in blocks of 1 MiB."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as stream:
+        for block in iter(lambda: stream.read(2**20), b""):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def fingerprint(folder: PathLike, pattern: str = "*") -> Dict[str, str]:
+    """``{relative name: sha256}`` of the files below ``folder`` that match ``pattern``, sorted by name."""
+    folder = Path(folder)
+    return {
+        str(item.relative_to(folder)): sha256(item)
+        for item in sorted(folder.rglob(pattern))
+        if item.is_file() and "__pycache__" not in item.parts
+    }
+
+
+def require_space(path: PathLike, needed: int, what: str) -> None:
+    """Refuse to begin when the disk that holds ``path`` has fewer than ``needed`` bytes free.
+
+    Raises:
+        Refused: with the bytes needed and found.
+    """
+    folder = Path(path).absolute()
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise Refused(
+            f"{what} needs {needed / 2**20:.0f} MiB below {folder}, where only {free / 2**20:.0f} MiB are free. "
+            "Free some space or choose another folder."
+        )
