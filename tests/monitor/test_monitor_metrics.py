@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+pandas = pytest.importorskip("pandas")
+
+from qwenlib.errors import Refused  # noqa: E402
+from qwenlib.monitor.metrics import COLUMNS, MetricsTail, read_metrics, summarize  # noqa: E402
+
+LINES = (
+    "{{ Epoch:[  1/  1], step:[{step:5d}/   10], loss: {loss}, per_step_time: {ms}ms, lr: 0.001, "
+    "overflow cond: {overflow}, loss_scale: 1024.0\n 10.0% |█  | {rate} samples/s/p  0:00:01 }}\n"
+)
+
+
+def lines(step, loss="2.0", ms=10, overflow=False, rate=4.0) -> bytes:
+    return LINES.format(step=step, loss=loss, ms=ms, overflow=overflow, rate=rate).encode()
+
+
+def test_steps_go_from_the_log_to_the_table(tmp_path):
+    log = tmp_path / "rank.log"
+    tail = MetricsTail(log, tmp_path / "metrics.jsonl", seq_length=128, ranks=2, real_share=0.5)
+    assert tail.update() == [] and not (tmp_path / "metrics.jsonl").exists()
+    with open(log, "wb") as stream:
+        stream.write(lines(1, ms=5000, rate=0.01) + lines(2, overflow=True)[:-5])
+        stream.flush()
+        assert [record["step"] for record in tail.update()] == [1]
+        stream.write(lines(2)[-5:] + lines(3, loss="nan"))
+        stream.flush()
+        assert [record["step"] for record in tail.update(last=True)] == [2, 3]
+    frame = read_metrics(tmp_path)
+    assert list(frame["step"]) == [1, 2, 3] and list(frame["overflow"]) == [False, True, False]
+    assert frame["loss"].isna().tolist() == [False, False, True]
+    row = frame.iloc[1]
+    assert row["tokens_per_second_per_rank"] == 4 * 128
+    assert row["tokens_per_second"] == 4 * 128 * 2 and row["real_tokens_per_second"] == 4 * 128
+    for line in (tmp_path / "metrics.jsonl").read_text().splitlines():
+        json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+
+
+def test_the_first_step_which_compiles_is_no_speed(tmp_path):
+    (tmp_path / "log").write_bytes(lines(1, "3.0", 5000, rate=0.01) + lines(2, "2.0", overflow=True) + lines(3, "1.5"))
+    MetricsTail(tmp_path / "log", tmp_path / "metrics.jsonl", 100, 2).update(last=True)
+    found = summarize(read_metrics(tmp_path / "metrics.jsonl"))
+    assert found["steps"] == 3 and found["step_ms"] == 10 and found["first_step_ms"] == 5000
+    assert (found["first_loss"], found["last_loss"], found["overflows"]) == (3.0, 1.5, 1)
+    assert (found["tokens_per_second_per_rank"], found["tokens_per_second"]) == (400, 800)
+    json.dumps(found, allow_nan=False)
+
+
+def test_no_steps_are_an_empty_table(tmp_path):
+    frame = read_metrics(tmp_path)
+    assert frame.empty and list(frame.columns) == list(COLUMNS) and summarize(frame) == {}
+
+
+def test_a_last_line_that_is_being_written_is_left_out(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "total_steps": 2, "epoch": 1, "per_step_time_ms": 3}\n{"st')
+    assert list(read_metrics(tmp_path)["step"]) == [1]
+
+
+def test_a_broken_line_is_refused_with_its_place(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{}\n{"st\n')
+    with pytest.raises(Refused, match=r"metrics\.jsonl, line 2: not JSON"):
+        read_metrics(tmp_path)
+
+
+@pytest.mark.parametrize("values", [{"seq_length": 0}, {"ranks": 0}, {"real_share": 1.5}, {"real_share": float("nan")}])
+def test_numbers_that_make_no_sense_are_refused(tmp_path, values):
+    with pytest.raises(Refused, match="seq_length and ranks must be at least 1 and real_share 0 to 1"):
+        MetricsTail(tmp_path / "log", tmp_path / "m", **{"seq_length": 8, "ranks": 1, **values})
