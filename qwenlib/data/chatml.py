@@ -1,0 +1,76 @@
+"""Messages and their ChatML text.
+
+Rules of upstream (MindFormers r1.0.a): ``alpaca_converter.py`` for the user's sentence, the tokenizer's chat template
+for the rendering. No system message is added where there is none, nothing stands before the first or behind the last.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Dict, Iterator, List, Sequence, Union
+
+from qwenlib.data.alpaca import Record, check_text
+from qwenlib.data.reader import Item, read_items
+from qwenlib.data.tokenizer import IM_END, IM_START, SPECIAL_TOKENS
+from qwenlib.errors import Refused
+
+SYSTEM = "You are a helpful assistant."
+ROLES = ("system", "user", "assistant")
+
+Message = Dict[str, str]
+
+
+def user_text(instruction: str, input: str) -> str:
+    """The guide's sentence: the instruction alone, or with one final "." replaced by ": " and the input."""
+    if not input:
+        return instruction
+    return f"{instruction[:-1] if instruction.endswith('.') else instruction}: {input}"
+
+
+def to_messages(record: Record, system: str = SYSTEM) -> List[Message]:
+    """System, user and assistant message of an alpaca record."""
+    return [
+        {"role": "system", "content": system},
+        {"role": "user", "content": user_text(record.instruction, record.input)},
+        {"role": "assistant", "content": record.output},
+    ]
+
+
+def render(messages: Sequence[Message], add_generation_prompt: bool = False) -> str:
+    """ChatML: ``<|im_start|>role\\ncontent<|im_end|>\\n`` each, then, if asked, the opened assistant turn."""
+    turns = [f"{IM_START}{message['role']}\n{message['content']}{IM_END}\n" for message in messages]
+    return "".join(turns) + (f"{IM_START}assistant\n" if add_generation_prompt else "")
+
+
+def special_in(messages: Sequence[Message]) -> int:
+    """How many times contents spell a control token."""
+    return sum(message["content"].count(token) for message in messages for token in SPECIAL_TOKENS)
+
+
+def read_messages(path: Union[str, Path]) -> Iterator[List[Message]]:
+    """Yield the messages of each line of a file that ``convert`` (or upstream's converter) wrote.
+
+    Raises:
+        Refused: not JSON, no ``messages``, an unknown role or a content that is no text: with index and line.
+    """
+    path = Path(path)
+    for item in read_items(path):
+        yield _messages(item, path)
+
+
+def _messages(item: Item, path: Path) -> List[Message]:
+    where = item.where(path)
+    value: Any = item.value
+    if isinstance(value, dict) and "messages" not in value and "instruction" in value:
+        raise Refused(f"{where}: an alpaca record. Convert the file first: qwenlib data convert --data_path {path}")
+    found = value.get("messages") if isinstance(value, dict) else None
+    if not isinstance(found, list) or not found:
+        raise Refused(f'{where}: expected {{"messages": [{{"role": …, "content": …}}, …]}}.')
+    for place, message in enumerate(found):
+        if not isinstance(message, dict) or message.get("role") not in ROLES:
+            role = message.get("role") if isinstance(message, dict) else message
+            raise Refused(
+                f"{where}, message {place}: role must be one of {', '.join(ROLES)}, found {str(role)[:40]!r}."
+            )
+        check_text(message.get("content"), f"{where}, message {place}: content")
+    return [{"role": message["role"], "content": message["content"]} for message in found]

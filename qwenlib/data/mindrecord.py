@@ -1,0 +1,247 @@
+"""MindRecord files: write, count, read.
+
+A MindRecord is a pair, the file and ``file.db`` (SQLite), and the pair holds its own file name: it can be moved to
+another folder, but not renamed. The writer therefore works under the final name in a folder beside.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import itertools
+import os
+import re
+import shutil
+import sqlite3
+import tempfile
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Dict, Generator, Iterator, List, Optional, Type, Union
+from urllib.parse import quote
+
+import numpy
+
+from qwenlib import files
+from qwenlib.data.rows import COLUMNS, Row
+from qwenlib.errors import Refused, WorkFailed
+
+SCHEMA = {name: {"type": "int32", "shape": [-1]} for name in COLUMNS}
+SMALLEST = 48 * 2**20
+"""Bytes of an empty file: a header of 16 MiB and a page of 32 MiB."""
+
+_FORBIDDEN = re.compile(r"""[\\/:*?"<>|`&';]|^\s|\s$""")
+
+
+def check_name(path: Path) -> None:
+    """Refuse a file name that MindSpore cannot write or that MindFormers would skip without a word."""
+    if not path.name.endswith(".mindrecord"):
+        raise Refused(f"output_file must end in .mindrecord (MindFormers skips other names), found {path.name!r}.")
+    found = _FORBIDDEN.search(path.name)
+    if found:
+        raise Refused(
+            f"{path.name!r}: MindRecord file names cannot hold {found.group()!r}; choose another output_file."
+        )
+
+
+def require_mindspore(doing: str) -> None:
+    """Refuse when MindSpore is not installed."""
+    if importlib.util.find_spec("mindspore") is None:
+        raise Refused(
+            f"{doing} a MindRecord needs MindSpore, which is not installed; on a CPU: pip install 'qwenlib[cpu]'"
+        )
+
+
+def part_names(name: str, file_partition: int) -> List[str]:
+    """The files that MindSpore writes for ``name``: itself, or ``name0`` … with zeros in front where needed."""
+    if file_partition == 1:
+        return [name]
+    digits = len(str(file_partition - 1))
+    return [f"{name}{number:0{digits}d}" for number in range(file_partition)]
+
+
+class Writer:
+    """``with Writer(path) as writer: writer.write(rows)``: all of ``path`` and ``path.db``, or nothing.
+
+    An existing pair is only replaced when the new one is complete. While the two files change places there is no
+    ``.db``, without which MindSpore opens nothing: half a pair is never taken for a whole one.
+
+    Raises:
+        WorkFailed: MindSpore could not write, or wrote fewer rows than it was given.
+    """
+
+    def __init__(self, path: Union[str, Path], file_partition: int = 1):
+        self.path = Path(path).absolute()
+        self.names = part_names(self.path.name, file_partition)
+        self.rows = 0
+        self._partition = file_partition
+
+    @property
+    def files(self) -> List[Path]:
+        """The finished files, each with its ``.db`` behind it."""
+        return [self.path.parent / f"{name}{suffix}" for name in self.names for suffix in ("", ".db")]
+
+    def __enter__(self) -> Writer:
+        require_mindspore("writing")
+        from mindspore.mindrecord import FileWriter
+
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._folder = Path(tempfile.mkdtemp(prefix=f".{self.path.name}.", dir=str(self.path.parent)))
+        try:
+            with _told(self.path):
+                self._writer: Any = FileWriter(str(self._folder / self.path.name), shard_num=self._partition)
+                self._writer.add_schema(SCHEMA, "ChatML conversations")
+        except BaseException:
+            self._remove()
+            raise
+        return self
+
+    def write(self, rows: List[Row]) -> None:
+        """Append rows (int32 arrays under the names of COLUMNS)."""
+        with _told(self.path):
+            self._writer.write_raw_data(rows)
+        self.rows += len(rows)
+
+    def __exit__(
+        self, kind: Optional[Type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType]
+    ) -> None:
+        try:
+            if kind is None:
+                with _told(self.path):
+                    self._writer.commit()
+                self._check()
+                self._put_in_place()
+        finally:
+            self._writer = None
+            self._remove()
+
+    def _check(self) -> None:
+        found = sum(count_rows(self._folder / name) for name in self.names)
+        if found != self.rows:
+            raise WorkFailed(f"{self.path} was given {self.rows} rows, but its index counts {found}. Nothing was kept.")
+
+    def _put_in_place(self) -> None:
+        umask = os.umask(0)
+        os.umask(umask)
+        for name in self.names:
+            for suffix in ("", ".db"):
+                os.chmod(self._folder / f"{name}{suffix}", 0o666 & ~umask)
+                files.sync(self._folder / f"{name}{suffix}")
+        for stale in existing(self.path):
+            if stale.suffix == ".db":
+                stale.unlink()
+        kept = {self.path.parent / name for name in self.names}
+        for stale in existing(self.path):
+            if stale not in kept:
+                stale.unlink()
+        for suffix in ("", ".db"):
+            for name in self.names:
+                os.replace(self._folder / f"{name}{suffix}", self.path.parent / f"{name}{suffix}")
+        files.sync(self.path.parent)
+
+    def _remove(self) -> None:
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def existing(path: Path) -> List[Path]:
+    """Files that a MindRecord of this name occupies now, parts of a partitioned one included."""
+    mine = re.compile(re.escape(path.name) + r"\d*(\.db)?")
+    if not path.parent.is_dir():
+        return []
+    return sorted(item for item in path.parent.iterdir() if mine.fullmatch(item.name))
+
+
+def count_rows(path: Union[str, Path]) -> int:
+    """Rows of a MindRecord, from its index, without MindSpore; of all parts when ``path`` was partitioned.
+
+    Raises:
+        Refused: a file or its ``.db`` is missing, or the ``.db`` is not MindRecord's.
+    """
+    return sum(_count(part) for part in parts(path))
+
+
+def parts(path: Union[str, Path]) -> List[Path]:
+    """``path`` itself, or the parts ``path0``, ``path1`` … of a partitioned MindRecord, each with its ``.db``.
+
+    Raises:
+        Refused: there is none, or one of a pair is missing.
+    """
+    path = Path(path)
+    found = [path] if path.is_file() else [item for item in existing(path) if item.suffix != ".db"] or [path]
+    for part in found:
+        index = part.with_name(part.name + ".db")
+        for half in (part, index):
+            if not half.is_file():
+                raise Refused(
+                    f"there is no {half}. A MindRecord is two files, {part.name} and {index.name}, side by side."
+                )
+    return found
+
+
+def _count(path: Path) -> int:
+    index = path.with_name(path.name + ".db")
+    try:
+        with contextlib.closing(sqlite3.connect(f"file:{quote(str(index))}?mode=ro", uri=True)) as database:
+            return int(database.execute("select count(*) from INDEXES").fetchone()[0])
+    except sqlite3.Error as error:
+        raise Refused(f"{index} is not the index of a MindRecord ({error}). Build the data set again.") from None
+
+
+def read_rows(path: Union[str, Path]) -> Generator[Row, None, None]:
+    """Yield the rows in order: ``{"input_ids", "target_ids", "attention_mask"}``, int32 arrays [seq_length + 1].
+
+    Raises:
+        Refused: no such file or no ``.db`` beside it, or columns other than these.
+    """
+    names = [str(part) for part in parts(Path(path).absolute())]
+    count_rows(path)
+    require_mindspore("reading")
+    from mindspore.mindrecord import FileReader
+
+    try:
+        reader = FileReader(names, num_consumer=1)  # a list: one name alone would bring its siblings along
+    except RuntimeError as error:
+        raise Refused(f"MindSpore cannot open {path}: {_sentence(error)}") from None
+    try:
+        for found in reader.get_next():
+            missing = [name for name in COLUMNS if name not in found]
+            if missing:
+                raise Refused(f"{path} has no column {missing[0]}; it has {', '.join(found)}. Build it with qwenlib.")
+            yield {name: numpy.asarray(found[name], dtype=numpy.int32) for name in COLUMNS}
+    finally:
+        reader.close()
+
+
+def row_at(path: Union[str, Path], index: int) -> Row:
+    """Row ``index``, counted from 0.
+
+    Raises:
+        Refused: there is no such row (and as :func:`read_rows`).
+    """
+    rows = count_rows(path)
+    if not 0 <= index < rows:
+        raise Refused(f"{path} has rows 0 to {rows - 1}; there is no row {index}.")
+    with contextlib.closing(read_rows(path)) as found:
+        return next(itertools.islice(found, index, None))
+
+
+@contextlib.contextmanager
+def _told(path: Path) -> Iterator[None]:
+    """Turn what MindSpore raises into one sentence."""
+    try:
+        yield
+    except (RuntimeError, OSError) as error:
+        text = _sentence(error)
+        hint = ""
+        if "database is locked" in str(error):
+            hint = (
+                " SQLite cannot lock files on this file system (NFS often): build on a local disk and copy both files."
+            )
+        elif shutil.disk_usage(path.parent).free < SMALLEST:
+            hint = " The disk is full."
+        raise WorkFailed(f"MindSpore could not write {path}: {text}{hint} Nothing was kept.") from error
+
+
+def _sentence(error: BaseException) -> str:
+    """The first line of MindSpore's message that says something."""
+    lines: Dict[str, None] = dict.fromkeys(line.strip("- \t") for line in str(error).splitlines())
+    return next((line for line in lines if line), type(error).__name__)

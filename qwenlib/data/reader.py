@@ -1,0 +1,188 @@
+"""Read a JSON array or JSON Lines one value at a time, in bounded memory, and say where each value stands."""
+
+from __future__ import annotations
+
+import codecs
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, Iterator
+
+from qwenlib.errors import Refused
+
+BLOCK = 2**20
+LARGEST = 2**26
+"""Characters that one value of an array may take; more is taken for a missing bracket or quote."""
+
+_SPACE = " \t\n\r"
+
+
+@dataclass(frozen=True)
+class Item:
+    """A value of the file: ``index`` counts from 0, ``line`` (where the value begins) from 1."""
+
+    index: int
+    line: int
+    value: Any
+
+    def where(self, path: Path) -> str:
+        """The place, for an error."""
+        return f"{path}, record {self.index} (line {self.line})"
+
+
+def read_items(path: Path) -> Iterator[Item]:
+    """Yield the values of ``path``: the elements of an array when it begins with ``[``, else one value a line.
+
+    Raises:
+        Refused: no such file, nothing in it, not UTF-8, or not JSON (line and column).
+    """
+    if not path.is_file():
+        found = "a folder" if path.is_dir() else "nothing"
+        raise Refused(f"there is no data file {path} (found {found}). Give a JSON array or JSON Lines file.")
+    with open(path, "rb") as stream:
+        text = _Text(path, stream)
+        text.skip_space()
+        if text.ended():
+            raise Refused(f"{path} is empty. Give a JSON array or JSON Lines of records.")
+        items = _array(text) if text.peek() == "[" else _lines(text)
+        empty = True
+        for item in items:
+            empty = False
+            yield item
+        if empty:
+            raise Refused(f"{path} holds no records. Give a JSON array or JSON Lines of records.")
+
+
+class _Text:
+    """A window on the decoded file: ``buffer[at:]`` is what has not been used; ``line`` is the line of ``at``."""
+
+    def __init__(self, path: Path, stream: BinaryIO):
+        self.path, self.stream = path, stream
+        self.buffer, self.at, self.line, self.column = "", 0, 1, 1
+        self._decoder = codecs.getincrementaldecoder("utf-8-sig")()
+        self._lines_read, self._whole = 1, False
+
+    def fill(self, size: int = BLOCK) -> bool:
+        """Read at least one more character; False at the end of the file."""
+        if self._whole:
+            return False
+        block = self.stream.read(size)
+        self._whole = not block
+        try:
+            more = self._decoder.decode(block, final=self._whole)
+        except UnicodeDecodeError as error:
+            line = self._lines_read + error.object[: error.start].count(b"\n")
+            raise Refused(
+                f"{self.path}, line {line}: not UTF-8 text (byte 0x{error.object[error.start]:02x})."
+            ) from None
+        if not more:  # positions in the window stay valid at the end of the file
+            return not self._whole and self.fill(size)
+        self._lines_read += more.count("\n")
+        self.buffer, self.at = self.buffer[self.at :] + more, 0
+        return True
+
+    def peek(self) -> str:
+        return self.buffer[self.at]
+
+    def ended(self) -> bool:
+        return self.at >= len(self.buffer) and not self.fill()
+
+    def advance(self, end: int) -> None:
+        """Move on to ``buffer[end]``."""
+        newlines = self.buffer.count("\n", self.at, end)
+        if newlines:
+            self.line += newlines
+            self.column = end - self.buffer.rfind("\n", self.at, end)
+        else:
+            self.column += end - self.at
+        self.at = end
+
+    def skip_space(self) -> None:
+        while not self.ended():
+            end = self.at
+            while end < len(self.buffer) and self.buffer[end] in _SPACE:
+                end += 1
+            stop = end < len(self.buffer)
+            self.advance(end)
+            if stop:
+                return
+
+    def refuse(self, message: str, position: int) -> Refused:
+        """An error at ``buffer[position]``."""
+        self.advance(min(position, len(self.buffer)))
+        return Refused(f"{self.path}, line {self.line}, column {self.column}: not JSON ({message}).")
+
+
+def _array(text: _Text) -> Iterator[Item]:
+    text.advance(text.at + 1)
+    index = 0
+    while True:
+        text.skip_space()
+        if text.ended():
+            raise text.refuse("the array is not closed by ]; the file may have been cut off", text.at)
+        if text.peek() == "]" and not index:
+            break
+        line = text.line
+        yield Item(index, line, _value(text))
+        index += 1
+        text.skip_space()
+        if text.ended():
+            raise text.refuse("the array is not closed by ]; the file may have been cut off", text.at)
+        mark = text.peek()
+        if mark not in ",]":
+            raise text.refuse(f"expected , or ] after record {index - 1}, found {mark!r}", text.at)
+        if mark == "]":
+            break
+        text.advance(text.at + 1)
+    text.advance(text.at + 1)
+    text.skip_space()
+    if not text.ended():
+        raise text.refuse("something follows behind the array", text.at)
+
+
+def _value(text: _Text) -> Any:
+    """Parse one value at the window's beginning, widening the window until it fits."""
+    decoder = json.JSONDecoder()
+    size = BLOCK
+    while True:
+        try:
+            value, end = decoder.raw_decode(text.buffer, text.at)
+        except json.JSONDecodeError as error:
+            # A value that is cut off by the window's end looks like an error: read more, twice as much each time.
+            if len(text.buffer) - text.at < LARGEST and text.fill(size):
+                size *= 2
+                continue
+            raise text.refuse(error.msg, error.pos) from None
+        except (RecursionError, ValueError) as error:
+            raise text.refuse(_reason(error), text.at) from None
+        if end == len(text.buffer) and text.fill(size):
+            continue  # a number may go on
+        text.advance(end)
+        return value
+
+
+def _lines(text: _Text) -> Iterator[Item]:
+    index = 0
+    while not text.ended():
+        end = text.buffer.find("\n", text.at)
+        if end < 0:
+            if len(text.buffer) - text.at > LARGEST:
+                raise text.refuse(f"a line of more than {LARGEST} characters", text.at)
+            if text.fill():
+                continue
+            end = len(text.buffer)
+        line = text.buffer[text.at : end]
+        if line.strip(_SPACE):
+            try:
+                value = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise text.refuse(error.msg, text.at + error.pos) from None
+            except (RecursionError, ValueError) as error:
+                raise text.refuse(_reason(error), text.at) from None
+            yield Item(index, text.line, value)
+            index += 1
+        text.advance(min(end + 1, len(text.buffer)))
+
+
+def _reason(error: Exception) -> str:
+    return "nested too deeply" if isinstance(error, RecursionError) else str(error).split(";")[0]
