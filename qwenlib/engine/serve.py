@@ -1,0 +1,69 @@
+"""A loaded network that answers over a Unix socket: the background process behind widgets, notebooks and commands.
+
+Each line in either direction is one JSON object. A request has the fields of :class:`~qwenlib.engine.answer.Request`;
+``{"text": piece}`` lines come back, then ``{"done": {…}}`` or ``{"error": sentence}``. A line ``{"stop": true}`` (or a
+closed connection) in the middle ends the answer. One question at a time.
+"""
+
+from __future__ import annotations
+
+import json
+import select
+import socket
+from pathlib import Path
+from typing import Any, Dict
+
+from qwenlib.engine import network as networks
+from qwenlib.engine.answer import Request, Stopped, answer
+from qwenlib.engine.job import Job
+from qwenlib.files import write_json
+
+
+def serve(config: Any, job: Job) -> None:
+    """Load ``job.load_checkpoint``, listen on ``settings["socket"]``, write ``job.result`` when ready, answer for ever.
+
+    The launcher ends this process; nothing it holds needs a farewell.
+    """
+    network, tokenizer = networks.build(config, job.load_checkpoint)
+    # The first answer compiles both graphs; do it before anybody waits.
+    answer(network, tokenizer, Request("a", max_new_tokens=2))
+    path = Path(job.settings["socket"])
+    path.unlink(missing_ok=True)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        listener.bind(str(path))
+        path.chmod(0o600)
+        listener.listen()
+        write_json(job.result, {"socket": str(path), "seq_length": int(network.config.seq_length)})
+        while True:
+            connection, _ = listener.accept()
+            with connection:
+                _converse(connection, network, tokenizer)
+
+
+def _converse(connection: socket.socket, network: Any, tokenizer: Any) -> None:
+    def send(message: Dict[str, Any]) -> None:
+        try:
+            connection.sendall(json.dumps(message, ensure_ascii=False).encode() + b"\n")
+        except OSError:
+            raise Stopped from None
+
+    def on_text(piece: str) -> None:
+        if piece:
+            send({"text": piece})
+        readable, _, _ = select.select([connection], [], [], 0)
+        if readable:  # a stop line, or the end of the connection
+            raise Stopped
+
+    with connection.makefile("rb") as lines:
+        for line in lines:
+            try:
+                message = json.loads(line)
+                if "stop" in message and "prompt" not in message:
+                    continue  # came too late for the answer it was meant for
+                message["stop"] = tuple(message.get("stop") or Request.stop)
+                done = answer(network, tokenizer, Request(**message), on_text)
+                send({"done": done})
+            except Stopped:
+                return
+            except (ValueError, TypeError, RuntimeError) as error:
+                send({"error": " ".join(str(error).split())})

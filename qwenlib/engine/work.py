@@ -1,0 +1,348 @@
+"""The jobs that notebooks and commands ask for: render, launch ranks, watch, read the result.
+
+This side runs in the caller's process and imports neither MindSpore nor MindFormers; the work itself happens in
+rank processes (:mod:`qwenlib.engine.rank`).
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Dict, List, Optional, Sequence, Union
+
+from qwenlib import launch
+from qwenlib.engine import render
+from qwenlib.engine.job import Job
+from qwenlib.errors import Refused
+from qwenlib.files import read_json, require_space, write_text
+from qwenlib.profile import Profile
+from qwenlib.weights import place
+
+_PROGRESS = re.compile(r"^[a-z][^:|]*: \d+/\d+ ")
+
+
+def with_sizes(profile: Profile, sizes: Dict[str, Any]) -> Profile:
+    """``profile`` with the network sizes that 02_weights read from config.json.
+
+    Raises:
+        Refused: sizes that are no fields of the model.
+    """
+    try:
+        return replace(profile, model=replace(profile.model, **sizes))
+    except TypeError as error:
+        raise Refused(f"the sizes handed over by 02_weights do not fit: {error}.") from None
+
+
+def check_data(profile: Profile, data: Dict[str, Any]) -> None:
+    """Compare 03_data's ``meta.json`` with the profile that is to train on it.
+
+    Raises:
+        Refused: rows of another length, or other labels than the profile asks for.
+    """
+    config = data["config"]
+    for key in ("seq_length", "labels"):
+        if config.get(key) != getattr(profile.data, key):
+            raise Refused(
+                f"the data of 03_data was built with {key} {config.get(key)!r}, but profile {profile.name} has "
+                f"{getattr(profile.data, key)!r}. Run 03_data again with the same profile, or set data.{key}."
+            )
+
+
+def token_ids(vocab_size: int) -> render.Tokens:
+    """Ids of the control tokens: they follow the base vocabulary, <|endoftext|> first (Qwen1.5: 151643)."""
+    return render.Tokens(vocab_size, vocab_size, vocab_size)
+
+
+def base_vocabulary(vocab_file: Union[str, Path]) -> int:
+    """Entries of vocab.json: the number of base tokens, and so the id of ``<|endoftext|>``."""
+    return len(read_json(vocab_file))
+
+
+def command(job_file: Path) -> List[str]:
+    """The command line of a rank."""
+    return [sys.executable, "-m", "qwenlib.engine.rank", str(job_file)]
+
+
+def finetune(
+    profile: Profile,
+    task_name: str,
+    *,
+    load_checkpoint: Union[str, Path],
+    train_dataset: Union[str, Path],
+    vocab_file: Union[str, Path],
+    merges_file: Union[str, Path],
+    run_dir: Union[str, Path],
+    rank_table: Optional[Union[str, Path]] = None,
+    port: int = 0,
+    real_share: float = 1.0,
+) -> Dict[str, Any]:
+    """Train ``task_name`` ("lora" or "finetune") in background ranks and wait, watching their logs.
+
+    ``real_share``: the part of the data's tokens that is not padding, for the throughput without it.
+
+    Returns:
+        ``{"checkpoint", "run_dir", "steps", "trainable_parameters", "metrics"}``; ``metrics`` is the DataFrame of
+        :func:`qwenlib.monitor.watch`, one row a step.
+
+    Raises:
+        Refused: something that is needed is missing or does not fit.
+        WorkFailed: a rank failed; the message is that rank's own error.
+    """
+    from qwenlib import monitor
+
+    plan = training_plan(
+        profile,
+        task_name,
+        load_checkpoint=load_checkpoint,
+        train_dataset=train_dataset,
+        vocab_file=vocab_file,
+        merges_file=merges_file,
+        run_dir=run_dir,
+        rank_table=rank_table,
+        port=port,
+    )
+    task = profile.task(task_name)
+    rows = _rows(train_dataset)
+    per_step = task.batch_size * task.parallel.data_parallel * task.parallel.micro_batch_num
+    if rows < per_step:
+        raise Refused(
+            f"{train_dataset} holds {rows} rows, fewer than the {per_step} of one step (batch_size x data_parallel x "
+            "micro_batch_num): nothing would be trained. Add records or lower the batch size."
+        )
+    _set_aside(Path(run_dir) / "output")
+    with launch.start(plan) as run:
+        metrics = monitor.watch(
+            run,
+            seq_length=profile.data.seq_length,
+            total_steps=rows // per_step * task.epochs,
+            title=f"{task_name} · {profile.name}",
+            real_share=real_share,
+            lead=plan.ranks - 1 if task.parallel.pipeline_stage > 1 else 0,
+        )
+    result = read_json(Path(run_dir) / "result.json")
+    checkpoint = place.locate(Path(run_dir) / "output" / "checkpoint_network")
+    return {"checkpoint": checkpoint, "run_dir": Path(run_dir), "metrics": metrics, **result}
+
+
+def _set_aside(output: Path) -> None:
+    """Keep the last training's checkpoints as ``output.previous``: MindFormers would mix new files with old ones."""
+    if output.exists():
+        previous = output.with_name("output.previous")
+        shutil.rmtree(previous, ignore_errors=True)
+        output.rename(previous)
+
+
+def training_plan(
+    profile: Profile,
+    task_name: str,
+    *,
+    load_checkpoint: Union[str, Path],
+    train_dataset: Union[str, Path],
+    vocab_file: Union[str, Path],
+    merges_file: Union[str, Path],
+    run_dir: Union[str, Path],
+    rank_table: Optional[Union[str, Path]] = None,
+    port: int = 0,
+) -> launch.Plan:
+    """Write job.json and the rendered YAML into ``run_dir`` and return the launch plan (nothing is started).
+
+    Raises:
+        Refused: no such task, no checkpoint or data, no rank table for several Ascend ranks, too little disk.
+    """
+    import yaml
+
+    task = profile.task(task_name)
+    ranks = task.parallel.ranks
+    run_dir = Path(run_dir).absolute()
+    dataset = Path(train_dataset).absolute()
+    if not dataset.is_file():
+        raise Refused(f"there is no training data {dataset}. Run 03_data, or qwenlib data build, first.")
+    sliced = task.parallel.model_parallel * task.parallel.pipeline_stage > 1
+    # Data-parallel ranks each load the whole file; only a folder can be sliced. Always absolute: MindFormers links it.
+    source = Path(load_checkpoint).absolute() if sliced else place.locate(load_checkpoint).absolute()
+    if sliced:
+        place.locate(source)
+    require_space(run_dir, 4 * place.locate(load_checkpoint).stat().st_size, f"checkpoints of {task_name}")
+    config = render.train_config(
+        profile,
+        task_name,
+        dataset_dir=dataset,
+        vocab_file=Path(vocab_file).absolute(),
+        merges_file=Path(merges_file).absolute(),
+        output_dir=run_dir / "output",
+        tokens=token_ids(base_vocabulary(vocab_file)),
+    )
+    run_dir.mkdir(parents=True, exist_ok=True)
+    (run_dir / "result.json").unlink(missing_ok=True)
+    write_text(run_dir / f"{task_name}.yaml", yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+    job = Job("finetune", profile.device_target, config, str(source), str(run_dir / "result.json"))
+    job_file = job.save(run_dir / "job.json")
+    return launch.Plan(
+        command(job_file),
+        ranks=ranks,
+        run_dir=run_dir,
+        rendezvous=_rendezvous(profile, ranks, rank_table),
+        rank_table=rank_table or None,
+        port=port,
+        device_target=profile.device_target,
+    )
+
+
+def _rendezvous(profile: Profile, ranks: int, rank_table: Optional[Union[str, Path]]) -> str:
+    if ranks == 1:
+        return "single"
+    if profile.device_target == "CPU":
+        return "dynamic_cluster"
+    if not rank_table:
+        raise Refused(f"{ranks} Ascend ranks need a rank table: run 01_env, or give --rank_table.")
+    return "rank_table"
+
+
+def _rows(dataset: Union[str, Path]) -> int:
+    from qwenlib.data import count_rows
+
+    return int(count_rows(dataset))
+
+
+def one_rank(job: Job, run_dir: Union[str, Path], what: str) -> Any:
+    """Run ``job`` in one background process, echo its progress lines, and return its result (JSON).
+
+    Raises:
+        WorkFailed: the process failed, with its own error.
+    """
+    run_dir = Path(run_dir).absolute()
+    run_dir.mkdir(parents=True, exist_ok=True)
+    Path(job.result).unlink(missing_ok=True)
+    job_file = job.save(run_dir / "job.json")
+    plan = launch.Plan(command(job_file), run_dir=run_dir, device_target=job.device_target)
+    print(f"{what}: a background process in {run_dir}", file=sys.stderr, flush=True)
+    with launch.start(plan) as run:
+        echo = _Echo(run.rank_log(0))
+        run.wait(on_tick=echo)
+    return read_json(job.result) if job.result.endswith(".json") else Path(job.result)
+
+
+class _Echo:
+    """Hands the progress lines of a rank's log on to this process's stderr."""
+
+    def __init__(self, log: Path):
+        self.log, self.place = log, 0
+
+    def __call__(self, _status: Dict[str, Any]) -> None:
+        try:
+            with open(self.log, "rb") as stream:
+                stream.seek(self.place)
+                new = stream.read()
+        except FileNotFoundError:
+            return
+        whole = new[: new.rfind(b"\n") + 1]
+        self.place += len(whole)
+        for line in whole.decode("utf-8", "replace").splitlines():
+            if _PROGRESS.match(line):
+                print(line, file=sys.stderr, flush=True)
+
+
+def score(
+    profile: Profile,
+    *,
+    load_checkpoint: Union[str, Path],
+    mindrecord: Union[str, Path],
+    vocab_file: Union[str, Path],
+    merges_file: Union[str, Path],
+    run_dir: Union[str, Path],
+    checkpoints: Optional[Dict[str, Union[str, Path]]] = None,
+    adapter_task: str = "",
+) -> Dict[str, Dict[str, float]]:
+    """Mean loss (nats per learned token) over a whole MindRecord: of the base, and of ``checkpoints`` by name.
+
+    ``adapter_task``: "lora" when ``checkpoints`` are LoRA checkpoints.
+
+    Returns:
+        ``{"base": {"loss", "tokens", "token_accuracy"}, name: …}``.
+    """
+    config = render.predict_config(
+        profile,
+        vocab_file=Path(vocab_file).absolute(),
+        merges_file=Path(merges_file).absolute(),
+        output_dir=Path(run_dir).absolute() / "output",
+        tokens=token_ids(base_vocabulary(vocab_file)),
+        adapter_task=profile.task(adapter_task) if adapter_task else None,
+        use_past=False,
+    )
+    settings = {
+        "mindrecord": str(Path(mindrecord).absolute()),
+        "checkpoints": {name: str(place.locate(path).absolute()) for name, path in (checkpoints or {}).items()},
+    }
+    job = _predict_job("score", profile, config, load_checkpoint, Path(run_dir), "score.json", settings)
+    return dict(one_rank(job, run_dir, "score"))
+
+
+def logits(
+    profile: Profile,
+    input_ids: Sequence[Sequence[int]],
+    *,
+    load_checkpoint: Union[str, Path],
+    vocab_file: Union[str, Path],
+    merges_file: Union[str, Path],
+    run_dir: Union[str, Path],
+) -> Any:
+    """MindFormers' logits, float32 [rows, length, vocabulary], for rows of ``seq_length`` ids each."""
+    import numpy
+
+    config = render.predict_config(
+        profile,
+        vocab_file=Path(vocab_file).absolute(),
+        merges_file=Path(merges_file).absolute(),
+        output_dir=Path(run_dir).absolute() / "output",
+        tokens=token_ids(base_vocabulary(vocab_file)),
+        use_past=False,
+    )
+    settings = {"input_ids": [[int(token) for token in row] for row in input_ids]}
+    job = _predict_job("logits", profile, config, load_checkpoint, Path(run_dir), "logits.npz", settings)
+    with numpy.load(one_rank(job, run_dir, "logits")) as found:
+        return found["logits"]
+
+
+def serve_plan(
+    profile: Profile,
+    *,
+    load_checkpoint: Union[str, Path],
+    vocab_file: Union[str, Path],
+    merges_file: Union[str, Path],
+    run_dir: Union[str, Path],
+    socket: Union[str, Path],
+    adapter_task: str = "",
+) -> launch.Plan:
+    """The plan of a background process that loads a checkpoint and answers over ``socket``.
+
+    It writes ``run_dir/ready.json`` when it listens. ``adapter_task``: "lora" when the checkpoint holds an adapter.
+    """
+    run_dir = Path(run_dir).absolute()
+    config = render.predict_config(
+        profile,
+        vocab_file=Path(vocab_file).absolute(),
+        merges_file=Path(merges_file).absolute(),
+        output_dir=run_dir / "output",
+        tokens=token_ids(base_vocabulary(vocab_file)),
+        adapter_task=profile.task(adapter_task) if adapter_task else None,
+    )
+    job = _predict_job("serve", profile, config, load_checkpoint, run_dir, "ready.json", {"socket": str(socket)})
+    run_dir.mkdir(parents=True, exist_ok=True)
+    Path(job.result).unlink(missing_ok=True)
+    return launch.Plan(command(job.save(run_dir / "job.json")), run_dir=run_dir, device_target=profile.device_target)
+
+
+def _predict_job(
+    task: str,
+    profile: Profile,
+    config: Dict[str, Any],
+    load_checkpoint: Union[str, Path],
+    run_dir: Path,
+    result: str,
+    settings: Dict[str, Any],
+) -> Job:
+    checkpoint = place.locate(load_checkpoint).absolute()
+    return Job(task, profile.device_target, config, str(checkpoint), str(run_dir.absolute() / result), settings)
