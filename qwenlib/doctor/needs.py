@@ -1,0 +1,56 @@
+"""How much memory and disk the flow of a profile needs on one server."""
+
+from __future__ import annotations
+
+from typing import List, Tuple
+
+from qwenlib.profile import Model, Profile
+
+GIB = 2**30
+SMOKE_RAM, SMOKE_DISK = 6 * GIB, 8 * GIB
+"""Estimated with the smoke profile: three Python processes with MindSpore and MindFormers; weights are negligible."""
+
+Need = Tuple[str, float]
+
+
+def parameters(model: Model) -> int:
+    """How many parameters the network has (7,721,324,544 for the 7B)."""
+    kv = model.hidden_size * (model.n_kv_heads or model.num_heads) // model.num_heads
+    attention = 2 * model.hidden_size**2 + 2 * model.hidden_size * kv + model.hidden_size + 2 * kv
+    layer = attention + 3 * model.hidden_size * model.intermediate_size + 2 * model.hidden_size
+    return model.num_layers * layer + 2 * model.vocab_size * model.hidden_size + model.hidden_size
+
+
+def local_ranks(profile: Profile, task: str) -> int:
+    """Ranks of a task on one server (8 at most)."""
+    return min(profile.task(task).parallel.ranks, 8)
+
+
+def disk(profile: Profile) -> List[Need]:
+    """What the whole flow writes, (what, bytes) each: checkpoints in float16, full ones with float32 Adam state."""
+    if profile.device_target == "CPU":
+        return [("smoke flow", float(SMOKE_DISK))]
+    half = 2.0 * parameters(profile.model)
+    needs = [("Hugging Face weights", half), ("MindSpore checkpoint", half)]
+    for task in profile.tasks():
+        settings = profile.task(task)
+        if settings.parallel.ranks > 1:
+            needs.append((f"{task}: transformed shards", local_ranks(profile, task) * half))
+        if settings.adapter is None:
+            needs.append(
+                (f"{task}: {settings.keep_checkpoint_max} full checkpoints", 6 * half * settings.keep_checkpoint_max)
+            )
+        else:
+            needs.append(
+                (f"{task}: {settings.keep_checkpoint_max} checkpoints", 1.5 * half * settings.keep_checkpoint_max)
+            )
+    return needs
+
+
+def memory(profile: Profile) -> List[Need]:
+    """Host memory at its highest, (what, bytes): every local rank loads the whole checkpoint when it is transformed."""
+    if profile.device_target == "CPU":
+        return [("smoke flow", float(SMOKE_RAM))]
+    half = 2.0 * parameters(profile.model)
+    ranks = max([local_ranks(profile, task) for task in profile.tasks()] or [1])
+    return [(f"{ranks} rank(s), each loading the {half / 1e9:.1f} GB checkpoint", ranks * half + 4 * GIB)]

@@ -1,0 +1,98 @@
+"""Where am I, and what follows from it."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from qwenlib import modelarts
+from qwenlib.errors import Refused
+
+JOB = {"MA_VJ_NAME": "ma-job-1", "MA_JOB_DIR": "/home/ma-user/modelarts/user-job-dir"}
+
+
+def test_places(tmp_path, fake_root):
+    assert modelarts.where_am_i({}, tmp_path).kind == "plain host"
+    here = modelarts.where_am_i({}, fake_root())
+    assert here.kind == "notebook" and "/home/ma-user/work exists" in here.reason and here.modelarts
+    job = modelarts.where_am_i(JOB, tmp_path)
+    assert job.kind == "training job" and "MA_VJ_NAME" in job.reason
+
+
+@pytest.mark.parametrize("name", modelarts.MINDFORMERS_VARIABLES)
+def test_each_variable_flips_mindformers(name):
+    mode = modelarts.mindformers_mode({name: "x"})
+    assert mode.active and name in mode.text and "unset" in mode.text and "/cache/ma-user-work" in mode.text
+
+
+def test_without_them_the_mode_is_off():
+    mode = modelarts.mindformers_mode({"MA_VJ_NAME": "x"})
+    assert not mode.active and "S3_ACCESS_KEY_ID" in mode.text
+
+
+@pytest.mark.stack
+def test_the_prediction_equals_mindformers_own_answer(tmp_path):
+    names = [*modelarts.MINDFORMERS_VARIABLES, "MA_VJ_NAME", "S3_ENDPOINT", "RANK_TABLE_FILE"]
+    code = (
+        "import os, sys\n"
+        "from qwenlib.engine.compat import apply_cpu_patches\n"
+        "apply_cpu_patches()\n"
+        "from mindformers.tools.utils import check_in_modelarts\n"
+        "for name in sys.argv[1:]:\n"
+        "    for value in ('x', ''):\n"
+        "        os.environ[name] = value\n"
+        "        print(name, repr(value), bool(check_in_modelarts()))\n"
+        "    del os.environ[name]\n"
+    )
+    environ = {**os.environ, "PYTHONPATH": str(Path(modelarts.__file__).parents[1])}
+    command = [sys.executable, "-c", code, *names]
+    done = subprocess.run(command, cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=120)
+    theirs = [line for line in done.stdout.splitlines() if line.split(" ")[0] in names]
+    ours = [
+        f"{name} {value!r} {modelarts.mindformers_mode({name: value}).active}" for name in names for value in ("x", "")
+    ]
+    assert theirs == ours, done.stderr
+
+
+def test_lease(tmp_path, fake_root):
+    root = fake_root()
+    assert "not known" in modelarts.lease_warning({}, root)
+    assert "estimated at 9.0 h" in modelarts.lease_warning({}, root, 9 * 3600)
+    assert modelarts.lease_warning({}, root, 600) == "" == modelarts.lease_warning({}, tmp_path, 9 * 3600)
+
+
+def test_boot_file_guard(tmp_path):
+    with pytest.raises(Refused, match=r"one process per card.*RANK_ID=3 of 8"):
+        modelarts.boot_guard({**JOB, "RANK_ID": "3", "RANK_SIZE": "8"}, tmp_path)
+    assert "once on this node" in modelarts.boot_guard(JOB, tmp_path)
+    assert modelarts.boot_guard({**JOB, "RANK_ID": "0", "RANK_SIZE": "1"}, tmp_path)
+    assert modelarts.boot_guard({"RANK_ID": "3", "RANK_SIZE": "8"}, tmp_path) == ""
+
+
+def test_secrets_are_never_shown():
+    environ = {
+        "S3_ACCESS_KEY_ID": "AKIDEXAMPLE",
+        "S3_SECRET_ACCESS_KEY": "hunter2",
+        "OBS_AK": "AKIDEXAMPLE",
+        "MA_TOKEN": "hunter2",
+        "MA_PIP_URL": "https://user:hunter2@pip.example/simple",
+        "MY_PASSWORD": "hunter2",
+        "PWD": "/home",
+        "MA_NUM_GPUS": "8",
+    }
+    shown = modelarts.public_environment(environ)
+    assert "hunter2" not in json.dumps(shown) and "AKIDEXAMPLE" not in json.dumps(shown)
+    assert shown["MA_NUM_GPUS"] == "8" and "pip.example" in shown["MA_PIP_URL"]
+    assert set(modelarts.secrets(environ)) == {
+        "S3_ACCESS_KEY_ID", "S3_SECRET_ACCESS_KEY", "OBS_AK", "MA_TOKEN", "MY_PASSWORD",
+    }  # fmt: skip
+
+
+def test_folders(fake_root, tmp_path):
+    found = modelarts.folders({}, fake_root())
+    assert found["persistent"].free and found["cache"].free and "lost" in found["persistent"].text
+    assert modelarts.folders({}, tmp_path / "none")["cache"].free is None
+    assert "OBS" in modelarts.folders(JOB, tmp_path)["persistent"].text
