@@ -25,6 +25,7 @@ def plan(notebooks: Path, tmp_path: Path, *assignments: str, **more: Any) -> Any
     return prepare("smoke", tmp_path / "run", given, notebooks=notebooks, **more)
 
 
+@pytest.mark.notebook
 def test_parameter_of_one_stage_and_of_every_stage_that_has_it(book: Book, tmp_path: Path) -> None:
     found = plan(book("ok", "next"), tmp_path, "epochs=7", "01_env.epochs=8", "rate=0.5")
     assert found.given == {"01_env": {"epochs": 8, "rate": 0.5}, "02_weights": {"epochs": 7}}
