@@ -11,7 +11,7 @@ import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Sequence, Union
+from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
 
 from qwenlib import launch
 from qwenlib.engine import render
@@ -19,7 +19,7 @@ from qwenlib.engine.job import Job
 from qwenlib.errors import Refused
 from qwenlib.files import read_json, require_space, write_text
 from qwenlib.profile import Profile
-from qwenlib.weights import place
+from qwenlib.weights import place, read_folder
 
 _PROGRESS = re.compile(r"^[a-z][^:|]*: \d+/\d+ ")
 
@@ -34,6 +34,30 @@ def with_sizes(profile: Profile, sizes: Dict[str, Any]) -> Profile:
         return replace(profile, model=replace(profile.model, **sizes))
     except TypeError as error:
         raise Refused(f"the sizes handed over by 02_weights do not fit: {error}.") from None
+
+
+def model_files(
+    profile: Profile,
+    torch_ckpt_dir: Optional[Union[str, Path]] = None,
+    vocab_file: Optional[Union[str, Path]] = None,
+    merges_file: Optional[Union[str, Path]] = None,
+) -> Tuple[Profile, Dict[str, Path]]:
+    """The profile with the sizes of a Hugging Face folder, and the vocabulary files (the folder's unless given).
+
+    Raises:
+        Refused: neither the folder nor both files are given, or one of them is not there.
+    """
+    files = {"vocab_file": vocab_file, "merges_file": merges_file}
+    if torch_ckpt_dir is not None:
+        profile = with_sizes(profile, read_folder(torch_ckpt_dir).sizes)
+        files["vocab_file"] = vocab_file or Path(torch_ckpt_dir) / "vocab.json"
+        files["merges_file"] = merges_file or Path(torch_ckpt_dir) / "merges.txt"
+    for name, path in files.items():
+        if path is None:
+            raise Refused("give --torch_ckpt_dir (the Hugging Face folder), or both --vocab_file and --merges_file.")
+        if not Path(path).is_file():
+            raise Refused(f"--{name}: there is no file {path}.")
+    return profile, {name: Path(str(path)) for name, path in files.items()}
 
 
 def check_data(profile: Profile, data: Dict[str, Any]) -> None:

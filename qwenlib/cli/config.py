@@ -1,0 +1,65 @@
+"""``qwenlib config``: look at a profile, and at the YAML that MindFormers will read."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Dict, List, Optional
+
+import typer
+
+config = typer.Typer(help="Profiles, and the MindFormers YAML made from them.", no_args_is_help=True)
+SETTING = typer.Option(None, "-s", metavar="KEY=VALUE", help="Profile override such as lora.epochs=3; repeatable.")
+
+
+def register(app: typer.Typer) -> None:
+    """Mount ``qwenlib config``."""
+    app.add_typer(config, name="config")
+
+
+@config.command("check")
+def check(
+    profile: str = typer.Option("smoke", "--profile", help="A shipped profile, or the path of a .yaml file."),
+    setting: Optional[List[str]] = SETTING,
+    as_json: bool = typer.Option(False, "--json", help="Print the resolved profile as one JSON document."),
+) -> None:
+    """Load a profile, tell every problem at once (exit code 2), and print what it resolves to.
+
+    Example: qwenlib config check --profile lora_7b_910a -s lora.parallel.data_parallel=8
+    """
+    import yaml
+
+    from qwenlib import profile as profiles
+
+    tree = profiles.to_dict(profiles.load(profile, setting or []))
+    text = json.dumps(tree, indent=2) if as_json else yaml.safe_dump(tree, sort_keys=False).rstrip()
+    typer.echo(text)
+
+
+@config.command("render")
+def render(
+    profile: str = typer.Option("smoke", "--profile", help="A shipped profile, or the path of a .yaml file."),
+    task: str = typer.Option("", "--task", help="lora, finetune or predict; default: what the profile has."),
+    train_dataset: Path = typer.Option(Path("/path/alpaca.mindrecord"), "--train_dataset", help="The MindRecord."),
+    vocab_file: Path = typer.Option(Path("/path/vocab.json"), "--vocab_file", help="vocab.json of the model."),
+    merges_file: Path = typer.Option(Path("/path/merges.txt"), "--merges_file", help="merges.txt of the model."),
+    output_dir: Path = typer.Option(Path("./output"), "--output_dir", help="Where MindFormers puts checkpoints."),
+    setting: Optional[List[str]] = SETTING,
+) -> None:
+    """Print the YAML that a task is run with.
+
+    Example: qwenlib config render --profile lora_7b_910a --task lora > run_qwen1_5_7b_lora.yaml
+    """
+    import yaml
+
+    from qwenlib import profile as profiles
+    from qwenlib.engine import render as engine
+
+    prof = profiles.load(profile, setting or [])
+    chosen = task or (prof.tasks() or ["predict"])[0]
+    files: Dict[str, Any] = {"vocab_file": vocab_file, "merges_file": merges_file, "output_dir": output_dir}
+    if chosen == "predict":
+        tree = engine.predict_config(prof, **files)
+    else:
+        tree = engine.train_config(prof, chosen, dataset_dir=train_dataset, **files)
+    typer.echo(yaml.safe_dump(tree, sort_keys=False, allow_unicode=True).rstrip())
