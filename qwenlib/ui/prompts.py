@@ -71,7 +71,7 @@ class Panel:
             placeholder=label["placeholder"], description=label["prompt"], rows=3, layout=wide
         )
         self.choice = ipywidgets.SelectMultiple(
-            options=list(models), value=tuple(models), description=label["models"], rows=max(2, len(models))
+            options=list(models), value=tuple(models), description=label["models"], rows=len(models) + 1
         )
         self.ask = ipywidgets.Button(description=label["answer"], button_style="primary", icon="paper-plane")
         self.stop = ipywidgets.Button(description=label["stop"], icon="stop", disabled=True)
@@ -82,7 +82,9 @@ class Panel:
         self.widget = ipywidgets.VBox([self.prompt, ipywidgets.HBox([self.choice, buttons]), self.out])
 
     def start(self) -> None:
-        """Answer in the background; the page stays free."""
+        """Answer in the background; the page stays free. Harmless while an answer is on its way."""
+        if self.thread.is_alive():
+            return
         question, chosen = self.prompt.value.strip(), list(self.choice.value)
         if not question or not chosen:
             self.out.value = html.escape(self.label["empty" if not question else "choose"])
