@@ -7,8 +7,8 @@ from typing import List, Tuple
 from qwenlib.profile import Model, Profile
 
 GIB = 2**30
-SMOKE_RAM, SMOKE_DISK = 6 * GIB, 8 * GIB
-"""Estimated with the smoke profile: three Python processes with MindSpore and MindFormers; weights are negligible."""
+SMOKE_RAM, SMOKE_DISK = 3 * GIB, 1 * GIB
+"""The smoke run took 1.8 GiB at its peak and wrote 0.1 GB (``peak_mib`` of run.json, ``du``); with room to spare."""
 
 Need = Tuple[str, float]
 
