@@ -64,13 +64,15 @@ def check_dataset(config: Any) -> Path:
 
 def _account(result: Path) -> Any:
     """A callback that writes, on rank 0, what was trained."""
-    from mindspore import Callback
+    from mindspore import Callback, nn
     from mindspore.communication import get_rank
 
     class Account(Callback):  # type: ignore[misc]
         def on_train_end(self, run_context: Any) -> None:
             cell = run_context.original_args()
-            network = cell.train_network.network  # without the optimizer's states
+            network = cell.train_network
+            while isinstance(getattr(network, "network", None), nn.Cell):
+                network = network.network  # out of its wrappers: the optimizer's states are no weights
             trainable = sum(parameter.size for parameter in network.trainable_params())
             try:
                 rank = get_rank()
