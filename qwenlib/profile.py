@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import difflib
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Tuple, Union, get_args, get_origin, get_type_hints
@@ -50,6 +51,10 @@ class Data:
     """Tokens the network sees; a row of the MindRecord is one longer."""
     labels: str = "all"
     """``all``: learn every token but padding, as upstream; ``assistant``: learn the answers only."""
+    pack: bool = False
+    """Put several conversations into a row; attention (MindFormers 1.0) still sees the row's earlier ones."""
+    too_long: str = "truncate"
+    """Conversations longer than a row: ``truncate`` (as upstream), ``drop`` or ``split`` over several rows."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +123,7 @@ class Predict:
 class Profile:
     """A named set of everything above."""
 
-    name: str
+    name: str = ""
     device_target: str = "Ascend"
     seed: int = 0
     max_device_memory: str = "31GB"
@@ -166,39 +171,52 @@ def load(name: Union[str, Path], overrides: Sequence[str] = ()) -> Profile:
         hint = f" Did you mean {near[0]}?" if near else ""
         raise Refused(f"there is no profile {str(name)!r}.{hint} Shipped: {', '.join(names())}; or give a .yaml file.")
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date or a number that is none
         raise Refused(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    tree = {} if tree is None else tree
     if not isinstance(tree, dict):
         raise Refused(f"{path} must hold a mapping, found {type(tree).__name__}.")
     problems: List[str] = []
     for override in overrides:
         _override(tree, override, problems)
     profile = _build(Profile, {"name": path.stem, **tree}, "", problems)
-    if profile is not None and not problems:
-        problems += check(profile)
+    problems += check(profile)
     if problems:
         raise Refused(f"profile {path}: " + "; ".join(problems) + ".")
-    assert isinstance(profile, Profile)
     return profile
 
 
 def check(profile: Profile) -> List[str]:
     """Every way in which the values of a profile do not go together, as sentences (empty: none)."""
-    problems: List[str] = []
+    problems = _out_of_range(profile, "")
+    if problems:
+        return problems  # sizes of 0 cannot be divided
     model = profile.model
     if profile.device_target not in ("Ascend", "CPU"):
         problems.append(f"device_target must be Ascend or CPU, found {profile.device_target!r}")
     if profile.data.labels not in ("all", "assistant"):
         problems.append(f"data.labels must be all or assistant, found {profile.data.labels!r}")
+    if profile.data.too_long not in ("truncate", "drop", "split"):
+        problems.append(f"data.too_long must be truncate, drop or split, found {profile.data.too_long!r}")
+    if profile.data.seq_length < 1:
+        problems.append(f"data.seq_length must be at least 1, found {profile.data.seq_length}")
     if model.hidden_size % model.num_heads:
         problems.append(f"model.hidden_size {model.hidden_size} is not a multiple of num_heads {model.num_heads}")
+    for key in ("param_init_type", "compute_dtype", "layernorm_compute_type", "softmax_compute_type", "rotary_dtype"):
+        if getattr(model, key) not in ("float16", "float32"):
+            problems.append(f"model.{key} must be float16 or float32, found {getattr(model, key)!r}")
+    if model.num_heads % (model.n_kv_heads or 1):
+        problems.append(f"model.num_heads {model.num_heads} is not a multiple of n_kv_heads {model.n_kv_heads}")
     for name in profile.tasks():
         task = profile.task(name)
         plan = task.parallel
-        for key in ("epochs", "batch_size", "sink_size"):
-            if getattr(task, key) < 1:
-                problems.append(f"{name}.{key} must be at least 1, found {getattr(task, key)}")
+        if (task.adapter is None) == (name == "lora"):
+            problems.append(
+                "lora.adapter is missing: without it every parameter would be trained"
+                if name == "lora"
+                else "finetune.adapter must be left out: finetune trains every parameter"
+            )
         if task.learning_rate <= 0:
             problems.append(f"{name}.learning_rate must be above 0, found {task.learning_rate}")
         for size in ("num_heads", "intermediate_size", "hidden_size"):
@@ -215,6 +233,24 @@ def check(profile: Profile) -> List[str]:
                 problems.append(f"{name}.parallel: a CPU knows data_parallel only (MindSpore: invalid backend: CPU)")
     if profile.device_target == "CPU" and model.use_flash_attention:
         problems.append("model.use_flash_attention must be false on the CPU (there is no such kernel)")
+    return problems
+
+
+_MAY_BE_ZERO = ("seed", "top_k")
+
+
+def _out_of_range(part: Any, where: str) -> List[str]:
+    """Numbers below what they count from, and floats that are no numbers, in a dataclass and all below it."""
+    problems: List[str] = []
+    for item in dataclasses.fields(part):
+        value, name = getattr(part, item.name), f"{where}{item.name}"
+        least = 0 if item.name in _MAY_BE_ZERO else 1
+        if dataclasses.is_dataclass(value):
+            problems += _out_of_range(value, f"{name}.")
+        elif isinstance(value, float) and not math.isfinite(value):
+            problems.append(f"{name} must be a finite number, found {value}")
+        elif isinstance(value, int) and not isinstance(value, bool) and value < least:
+            problems.append(f"{name} must be at least {least}, found {value}")
     return problems
 
 
@@ -263,12 +299,15 @@ def _override(tree: Dict[str, Any], text: str, problems: List[str]) -> None:
         tree = tree[parent]
     try:
         tree[last] = yaml.safe_load(value)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError, RecursionError):
         tree[last] = value
 
 
 def _build(kind: Any, values: Dict[str, Any], where: str, problems: List[str]) -> Any:
-    """An instance of dataclass ``kind``; problems (unknown keys, wrong types) are collected, not raised."""
+    """An instance of dataclass ``kind``; problems (unknown keys, wrong types) are collected, not raised.
+
+    What has a problem keeps its default, so that the rest can be checked too and all be told at once.
+    """
     hints = get_type_hints(kind)
     taken: Dict[str, Any] = {}
     for key, value in values.items():
@@ -282,12 +321,11 @@ def _build(kind: Any, values: Dict[str, Any], where: str, problems: List[str]) -
         elif dataclasses.is_dataclass(inner) and not (optional and value is None):
             problems.append(f"{where}{key} must be a mapping, found {value!r}")
         else:
-            taken[key] = _typed(inner, optional, value, f"{where}{key}", problems)
-    try:
-        return kind(**taken)
-    except TypeError as error:
-        problems.append(str(error))
-        return None
+            before = len(problems)
+            value = _typed(inner, optional, value, f"{where}{key}", problems)
+            if len(problems) == before:
+                taken[key] = value
+    return kind(**taken)
 
 
 def _typed(kind: Any, optional: bool, value: Any, where: str, problems: List[str]) -> Any:
@@ -297,7 +335,8 @@ def _typed(kind: Any, optional: bool, value: Any, where: str, problems: List[str
         with contextlib.suppress(ValueError):  # YAML reads 8e-4 as a text
             value = float(value)
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
+        with contextlib.suppress(OverflowError):
+            value = float(value)
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
         problems.append(f"{where} must be {kind.__name__}, found {value!r}")
     return value

@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
-import array
+import contextlib
 import glob
 import itertools
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Union
+from typing import Any, Dict, Generator, Iterable, Iterator, List, Union
 
 import numpy
 
 from qwenlib import files
 from qwenlib.data import mindrecord
+from qwenlib.data.ahead import ahead
 from qwenlib.data.chatml import Message, read_messages
-from qwenlib.data.rows import LABELS, Encoded, Encoder, to_row
+from qwenlib.data.length import TOO_LONG, fit
+from qwenlib.data.meta import Tally, meta_path
+from qwenlib.data.pack import Packer
+from qwenlib.data.rows import COLUMNS, LABELS, Encoded, Encoder, Row, to_packed_row, to_row
 from qwenlib.data.tokenizer import load_tokenizer, special_ids
 from qwenlib.errors import Refused
 from qwenlib.progress import Progress
 
-BATCH = 256
-"""Conversations that are tokenized and written together."""
+BATCH, BATCH_CHARACTERS = 256, 2**20
+"""Conversations, or characters, that are tokenized together."""
 
-META = ".meta.json"
-QUANTILES = (0.0, 0.25, 0.5, 0.75, 0.9, 0.99, 1.0)
+WRITE = 32
+"""Rows that are handed to MindSpore together; more are slower, as memory is not used again."""
 
 
 def build(
@@ -33,45 +37,69 @@ def build(
     seq_length: int = 2048,
     *,
     labels: str = "all",
+    too_long: str = "truncate",
+    pack: bool = False,
+    seed: int = 0,
     overwrite: bool = False,
     file_partition: int = 1,
 ) -> Dict[str, Any]:
-    """Write a MindRecord with rows of ``seq_length + 1`` tokens, one conversation a row, and ``output_file.meta.json``.
+    """Write a MindRecord with rows of ``seq_length + 1`` tokens and ``output_file.meta.json``.
 
-    ``input_glob``: messages files (JSON Lines), a path or a pattern. ``labels``: see
-    :class:`qwenlib.data.rows.Encoder`. A longer conversation loses its end, as upstream, and is counted. A control
-    token that a text spells stays plain text, and is counted.
+    Memory does not grow with the data set but for 8 bytes a conversation. A control token that a text spells stays
+    plain text, and is counted.
+
+    Args:
+        input_glob: messages files (JSON Lines), a path or a pattern.
+        output_file: ends in .mindrecord; ``.db`` and ``.meta.json`` go beside it.
+        vocab_file: vocab.json, or the folder that holds both vocabulary files.
+        merges_file: merges.txt; not looked at when ``vocab_file`` is a folder.
+        seq_length: tokens the network sees.
+        labels: see :class:`qwenlib.data.rows.Encoder`.
+        too_long: see :func:`qwenlib.data.length.fit`.
+        pack: several conversations in a row (:mod:`qwenlib.data.pack`). In MindFormers 1.0 attention still sees the
+            row's earlier conversations.
+        seed: of the packing.
+        overwrite: replace an existing output when the new one is complete.
+        file_partition: number of files; MindFormers would train on the first of several only.
 
     Returns:
-        The contents of meta.json: ``records``, ``tokens`` (real ones in rows), ``real_share`` (of all places in rows),
-        ``truncated``, ``without_labels`` (rows in which nothing is learned), ``label_share`` (learned share of the
-        real tokens), ``length_quantiles`` (before cutting), ``special_tokens_in_text``, ``seq_length``, ``labels``,
-        ``pad_token_id``, ``special_ids``, ``vocab_size``, ``vocab_sha256``, ``merges_sha256``, ``files``, ``inputs``.
+        The contents of meta.json, see :class:`qwenlib.data.meta.Tally`, with ``seq_length``, ``labels``, ``too_long``,
+        ``pack``, ``seed``, ``columns``, ``file_partition``, ``pad_token_id``, ``special_ids``, ``vocab_size``,
+        ``vocab_sha256``, ``merges_sha256``, ``files``, ``inputs``.
 
     Raises:
-        Refused: an argument, an input or the vocabulary is wrong, or the output exists and ``overwrite`` is off.
+        Refused: an argument, an input or the vocabulary is wrong, no row is left, or the output exists and
+            ``overwrite`` is off.
         WorkFailed: MindSpore could not write.
     """
     target = Path(output_file).absolute()
-    _check(target, seq_length, labels, overwrite, file_partition)
+    _check(target, seq_length, labels, too_long, overwrite, file_partition)
     sources = inputs(input_glob)
+    vocab_file, merges_file = vocabulary_files(vocab_file, merges_file)
     tokenizer = load_tokenizer(vocab_file, merges_file)
     encoder = Encoder(tokenizer, labels)
     lines = sum(_lines(source) for source in sources)
-    # Three int32 columns a token; a JSON array (one line or many) gives no count, then at least the smallest file.
-    files.require_space(target, mindrecord.SMALLEST * file_partition + 12 * (seq_length + 1) * lines, "the MindRecord")
-    tally = _Tally(seq_length)
-    with mindrecord.Writer(target, file_partition) as writer, Progress("build", lines or None, "records") as bar:
-        for batch in _batches(sources):
-            encoded = list(encoder.encode(batch))
-            tally.add(encoded)
-            writer.write([to_row(item, seq_length, encoder.pad) for item in encoded])
-            bar.advance(len(batch))
-        _meta_path(target).unlink(missing_ok=True)  # written last: its presence says that the pair is whole
+    _require_space(target, sources, lines, seq_length, pack, file_partition)
+    tally = Tally(seq_length, too_long, pack)
+    with contextlib.ExitStack() as stack:
+        # First of all: the tokenizer works while MindSpore is being imported, and behind all writing afterwards.
+        encoded = stack.enter_context(contextlib.closing(encoded_batches(encoder, sources)))
+        writer = stack.enter_context(mindrecord.Writer(target, file_partition, beside=[meta_path(target)]))
+        bar = stack.enter_context(Progress("build", lines or None, "records"))
+        samples = _samples(encoded, tally, bar, seq_length + 1, too_long, encoder.end)
+        rows = _packed(samples, seq_length, encoder.pad, seed) if pack else _padded(samples, seq_length, encoder.pad)
+        for batch in _chunks(tally.watch(rows), WRITE):
+            writer.write(batch)
+        if not writer.rows:
+            raise Refused(f"every conversation is longer than a row of {seq_length + 1} tokens, and was dropped.")
     meta = {
         **tally.figures(),
         "seq_length": seq_length,
         "labels": labels,
+        "too_long": too_long,
+        "pack": pack,
+        "seed": seed,
+        "columns": list(COLUMNS),
         "file_partition": file_partition,
         "pad_token_id": encoder.pad,
         "special_ids": special_ids(tokenizer),
@@ -81,22 +109,8 @@ def build(
         "files": [str(path) for path in writer.files],
         "inputs": {str(source): files.sha256(source) for source in sources},
     }
-    files.write_json(_meta_path(target), meta)
+    files.write_json(meta_path(target), meta)  # last: its presence says that the pair is whole
     return meta
-
-
-def read_meta(output_file: Union[str, Path]) -> Dict[str, Any]:
-    """What :func:`build` noted about a MindRecord.
-
-    Raises:
-        Refused: there is none: not built by qwenlib, or not to its end.
-    """
-    path = _meta_path(Path(output_file))
-    if not path.is_file():
-        raise Refused(
-            f"there is no {path}: the MindRecord was not built by qwenlib, or not to its end. Build it again."
-        )
-    return dict(files.read_json(path))
 
 
 def inputs(input_glob: Union[str, Path]) -> List[Path]:
@@ -113,20 +127,85 @@ def inputs(input_glob: Union[str, Path]) -> List[Path]:
     return found
 
 
-def lengths(input_glob: Union[str, Path], vocab_file: Union[str, Path], merges_file: Union[str, Path]) -> numpy.ndarray:
+def lengths(
+    input_glob: Union[str, Path], vocab_file: Union[str, Path], merges_file: Union[str, Path] = ""
+) -> numpy.ndarray:
     """Tokens of each conversation, uncut, in order."""
-    encoder = Encoder(load_tokenizer(vocab_file, merges_file))
-    found = array.array("q")
-    for batch in _batches(inputs(input_glob)):
-        found.extend(len(item.ids) for item in encoder.encode(batch))
-    return numpy.frombuffer(found, dtype=numpy.int64)
+    encoder = Encoder(load_tokenizer(*vocabulary_files(vocab_file, merges_file)))
+    with contextlib.closing(encoded_batches(encoder, inputs(input_glob))) as batches:
+        return numpy.fromiter((len(item.ids) for batch in batches for item in batch), dtype=numpy.int64)
 
 
-def _check(target: Path, seq_length: int, labels: str, overwrite: bool, file_partition: int) -> None:
+def vocabulary_files(vocab_file: Union[str, Path], merges_file: Union[str, Path] = "") -> List[Path]:
+    """``[vocab.json, merges.txt]``, of a tokenizer folder when ``vocab_file`` is one.
+
+    Raises:
+        Refused: a vocab.json without merges.txt.
+    """
+    vocab = Path(vocab_file)
+    if vocab.is_dir():
+        return [vocab / "vocab.json", vocab / "merges.txt"]
+    if not str(merges_file):
+        raise Refused(f"{vocab} alone is half a tokenizer: give merges_file, too, or the folder that holds both.")
+    return [vocab, Path(merges_file)]
+
+
+def encoded_batches(encoder: Encoder, sources: List[Path]) -> Generator[List[Encoded], None, None]:
+    """Batches of encoded conversations, made in a thread while the caller works on the one before."""
+    return ahead(list(encoder.encode(batch)) for batch in _batches(sources))
+
+
+def _samples(
+    batches: Iterable[List[Encoded]], tally: Tally, bar: Progress, width: int, too_long: str, end_token: int
+) -> Iterator[Encoded]:
+    """The pieces that go into rows."""
+    for batch in batches:
+        for item in batch:
+            pieces = fit(item, width, too_long, end_token)
+            tally.add(item, pieces)
+            yield from pieces
+        bar.advance(len(batch))
+
+
+def _padded(samples: Iterable[Encoded], seq_length: int, pad: int) -> Iterator[Row]:
+    return (to_row(sample, seq_length, pad) for sample in samples)
+
+
+def _packed(samples: Iterable[Encoded], seq_length: int, pad: int, seed: int) -> Iterator[Row]:
+    packer: Packer[Encoded] = Packer(seq_length + 1, seed)
+    for sample in samples:
+        # Copies: a sample that waits must not keep the whole batch it was cut from.
+        alone = Encoded(sample.ids.copy(), sample.learned.copy())
+        for row in packer.add(alone, len(alone.ids)):
+            yield to_packed_row(row, seq_length, pad)
+    for row in packer.finish():
+        yield to_packed_row(row, seq_length, pad)
+
+
+def _chunks(rows: Iterator[Row], size: int) -> Iterator[List[Row]]:
+    return iter(lambda: list(itertools.islice(rows, size)), [])
+
+
+def _batches(sources: List[Path]) -> Iterator[List[List[Message]]]:
+    batch: List[List[Message]] = []
+    characters = 0
+    for messages in itertools.chain.from_iterable(map(read_messages, sources)):
+        batch.append(messages)
+        characters += sum(len(message["content"]) for message in messages)
+        if len(batch) >= BATCH or characters >= BATCH_CHARACTERS:
+            yield batch
+            batch, characters = [], 0
+    if batch:
+        yield batch
+
+
+def _check(target: Path, seq_length: int, labels: str, too_long: str, overwrite: bool, file_partition: int) -> None:
     if seq_length < 1:
         raise Refused(f"seq_length must be at least 1, found {seq_length}.")
     if labels not in LABELS:
         raise Refused(f"labels must be {' or '.join(LABELS)}, found {labels!r}.")
+    if too_long not in TOO_LONG:
+        raise Refused(f"too_long must be one of {', '.join(TOO_LONG)}, found {too_long!r}.")
     if not 1 <= file_partition <= 1000:
         raise Refused(f"file_partition must be between 1 and 1000, found {file_partition}.")
     mindrecord.check_name(target)
@@ -137,48 +216,15 @@ def _check(target: Path, seq_length: int, labels: str, overwrite: bool, file_par
         raise Refused(f"{', '.join(map(str, there))} exist already. Choose another output_file, or overwrite them.")
 
 
-def _batches(sources: List[Path]) -> Iterator[List[List[Message]]]:
-    conversations = itertools.chain.from_iterable(map(read_messages, sources))
-    return iter(lambda: list(itertools.islice(conversations, BATCH)), [])
+def _require_space(
+    target: Path, sources: List[Path], lines: int, seq_length: int, pack: bool, file_partition: int
+) -> None:
+    """Three int32 columns a place. Padded, a row a line (a JSON array gives no count, then the smallest file);
+    packed, about a token for every six bytes of text."""
+    places = sum(source.stat().st_size for source in sources) // 6 if pack else (seq_length + 1) * lines
+    files.require_space(target, mindrecord.SMALLEST * file_partition + 12 * places, "the MindRecord")
 
 
 def _lines(path: Path) -> int:
     with open(path, "rb") as stream:
         return sum(block.count(b"\n") for block in iter(lambda: stream.read(2**20), b""))
-
-
-def _meta_path(target: Path) -> Path:
-    return target.with_name(target.name + META)
-
-
-class _Tally:
-    """Figures of a data set, counted as it passes by."""
-
-    def __init__(self, seq_length: int):
-        self.width = seq_length + 1
-        self.lengths = array.array("q")
-        self.learned = self.without_labels = self.special = 0
-
-    def add(self, encoded: List[Encoded]) -> None:
-        for item in encoded:
-            self.lengths.append(len(item.ids))
-            learned = sum(item.learned[: self.width])
-            self.learned += learned
-            # The first token is nobody's target.
-            self.without_labels += not any(item.learned[1 : self.width])
-            self.special += item.special_tokens
-
-    def figures(self) -> Dict[str, Any]:
-        found = numpy.frombuffer(self.lengths, dtype=numpy.int64)
-        tokens = int(numpy.minimum(found, self.width).sum())
-        return {
-            "records": len(found),
-            "tokens": tokens,
-            "real_share": tokens / (len(found) * self.width),
-            "truncated": int((found > self.width).sum()),
-            "without_labels": self.without_labels,
-            "label_tokens": self.learned,
-            "label_share": self.learned / tokens,
-            "length_quantiles": {f"{share:g}": float(numpy.quantile(found, share)) for share in QUANTILES},
-            "special_tokens_in_text": self.special,
-        }

@@ -6,18 +6,22 @@ for the rendering. No system message is added where there is none, nothing stand
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Sequence, Union
 
 from qwenlib.data.alpaca import Record, check_text
-from qwenlib.data.reader import Item, read_items
+from qwenlib.data.reader import read_items
 from qwenlib.data.tokenizer import IM_END, IM_START, SPECIAL_TOKENS
 from qwenlib.errors import Refused
 
 SYSTEM = "You are a helpful assistant."
 ROLES = ("system", "user", "assistant")
+_RECORDS = {"instruction", "conversations"}
 
 Message = Dict[str, str]
+
+_SPELLED = re.compile(r"<\|(" + "|".join(re.escape(token[2:-2]) for token in SPECIAL_TOKENS) + r")\|>")
 
 
 def user_text(instruction: str, input: str) -> str:
@@ -28,12 +32,16 @@ def user_text(instruction: str, input: str) -> str:
 
 
 def to_messages(record: Record, system: str = SYSTEM) -> List[Message]:
-    """System, user and assistant message of an alpaca record."""
-    return [
-        {"role": "system", "content": system},
-        {"role": "user", "content": user_text(record.instruction, record.input)},
-        {"role": "assistant", "content": record.output},
-    ]
+    """System, (earlier turns,) user and assistant message of an alpaca record.
+
+    The record's own system message goes before ``system``; "" in both: none.
+    """
+    opening = record.system or system
+    turns = [*record.history, (user_text(record.instruction, record.input), record.output)]
+    found: List[Message] = [{"role": "system", "content": opening}] if opening else []
+    for question, answer in turns:
+        found += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+    return found
 
 
 def render(messages: Sequence[Message], add_generation_prompt: bool = False) -> str:
@@ -44,7 +52,16 @@ def render(messages: Sequence[Message], add_generation_prompt: bool = False) -> 
 
 def special_in(messages: Sequence[Message]) -> int:
     """How many times contents spell a control token."""
-    return sum(message["content"].count(token) for message in messages for token in SPECIAL_TOKENS)
+    contents = [message["content"] for message in messages if "<|" in message["content"]]
+    return sum(content.count(token) for content in contents for token in SPECIAL_TOKENS)
+
+
+def escape(messages: Sequence[Message]) -> List[Message]:
+    """The messages with every spelled control token taken apart: ``<|im_end|>`` becomes ``<| im_end |>``.
+
+    So no tokenizer, upstream's included, makes a control token of what somebody wrote.
+    """
+    return [{"role": message["role"], "content": _SPELLED.sub(r"<| \1 |>", message["content"])} for message in messages]
 
 
 def read_messages(path: Union[str, Path]) -> Iterator[List[Message]]:
@@ -55,14 +72,22 @@ def read_messages(path: Union[str, Path]) -> Iterator[List[Message]]:
     """
     path = Path(path)
     for item in read_items(path):
-        yield _messages(item, path)
+        value = item.value
+        if isinstance(value, dict) and "messages" not in value and not _RECORDS.isdisjoint(value):
+            keys = ", ".join(map(repr, value))
+            raise Refused(
+                f"{item.where(path)}: a record with {keys}, not messages. Convert the file first: "
+                f"qwenlib data convert --data_path {path} --output_path messages.jsonl"
+            )
+        yield to_checked(value, item.where(path))
 
 
-def _messages(item: Item, path: Path) -> List[Message]:
-    where = item.where(path)
-    value: Any = item.value
-    if isinstance(value, dict) and "messages" not in value and "instruction" in value:
-        raise Refused(f"{where}: an alpaca record. Convert the file first: qwenlib data convert --data_path {path}")
+def to_checked(value: Any, where: str) -> List[Message]:
+    """The messages of ``{"messages": [{"role": …, "content": …}, …]}``; ``where`` is its place, for errors.
+
+    Raises:
+        Refused: no messages, an unknown role, or a content that is no text.
+    """
     found = value.get("messages") if isinstance(value, dict) else None
     if not isinstance(found, list) or not found:
         raise Refused(f'{where}: expected {{"messages": [{{"role": …, "content": …}}, …]}}.')

@@ -8,26 +8,30 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
-import itertools
 import os
+import platform
 import re
 import shutil
 import sqlite3
 import tempfile
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Dict, Generator, Iterator, List, Optional, Type, Union
+from typing import Any, Generator, Iterator, List, Optional, Sequence, Type, Union
 from urllib.parse import quote
 
 import numpy
+import psutil
 
 from qwenlib import files
 from qwenlib.data.rows import COLUMNS, Row
 from qwenlib.errors import Refused, WorkFailed
 
 SCHEMA = {name: {"type": "int32", "shape": [-1]} for name in COLUMNS}
-SMALLEST = 48 * 2**20
-"""Bytes of an empty file: a header of 16 MiB and a page of 32 MiB."""
+PAGE = 2**20
+"""Bytes of a page (more where rows are longer). MindSpore writes the index a page at a time: with its own 32 MiB, the
+memory for that grows by 1.4 KB a row up to four million rows; with 1 MiB it ends at about 110 MB."""
+SMALLEST = 16 * 2**20 + 2 * PAGE
+"""Bytes of an empty file: the header and two pages."""
 
 _FORBIDDEN = re.compile(r"""[\\/:*?"<>|`&';]|^\s|\s$""")
 
@@ -69,8 +73,9 @@ class Writer:
         WorkFailed: MindSpore could not write, or wrote fewer rows than it was given.
     """
 
-    def __init__(self, path: Union[str, Path], file_partition: int = 1):
-        self.path = Path(path).absolute()
+    def __init__(self, path: Union[str, Path], file_partition: int = 1, beside: Sequence[Path] = ()):
+        """``beside``: files that speak of the old pair, taken away with it."""
+        self.path, self.beside = Path(path).absolute(), list(beside)
         self.names = part_names(self.path.name, file_partition)
         self.rows = 0
         self._partition = file_partition
@@ -85,9 +90,13 @@ class Writer:
         from mindspore.mindrecord import FileWriter
 
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._folder = Path(tempfile.mkdtemp(prefix=f".{self.path.name}.", dir=str(self.path.parent)))
+        _remove_left_over(self.path)
+        prefix = f".{self.path.name}.{platform.node()}.{os.getpid()}."
+        self._folder = Path(tempfile.mkdtemp(prefix=prefix, dir=str(self.path.parent)))
         try:
-            with _told(self.path):
+            if not _can_lock(self._folder):  # better now than after an hour of tokenizing
+                raise WorkFailed(f"{self.path} cannot be written (database is locked).{_locked(self.path.parent)}")
+            with _told(self.path, self._folder):
                 self._writer: Any = FileWriter(str(self._folder / self.path.name), shard_num=self._partition)
                 self._writer.add_schema(SCHEMA, "ChatML conversations")
         except BaseException:
@@ -97,7 +106,10 @@ class Writer:
 
     def write(self, rows: List[Row]) -> None:
         """Append rows (int32 arrays under the names of COLUMNS)."""
-        with _told(self.path):
+        with _told(self.path, self._folder):
+            if not self.rows:
+                row = sum(column.nbytes for column in rows[0].values())
+                self._writer.set_page_size(max(PAGE, 1 << (2 * row).bit_length()))
             self._writer.write_raw_data(rows)
         self.rows += len(rows)
 
@@ -106,7 +118,7 @@ class Writer:
     ) -> None:
         try:
             if kind is None:
-                with _told(self.path):
+                with _told(self.path, self._folder):
                     self._writer.commit()
                 self._check()
                 self._put_in_place()
@@ -126,9 +138,12 @@ class Writer:
             for suffix in ("", ".db"):
                 os.chmod(self._folder / f"{name}{suffix}", 0o666 & ~umask)
                 files.sync(self._folder / f"{name}{suffix}")
+        for note in self.beside:
+            note.unlink(missing_ok=True)
         for stale in existing(self.path):
             if stale.suffix == ".db":
                 stale.unlink()
+        files.sync(self.path.parent)  # no crash may bring the old index back beside the new file
         kept = {self.path.parent / name for name in self.names}
         for stale in existing(self.path):
             if stale not in kept:
@@ -142,6 +157,15 @@ class Writer:
         shutil.rmtree(self._folder, ignore_errors=True)
 
 
+def _remove_left_over(path: Path) -> None:
+    """Take away what builds of ``path`` that were killed on this machine have left."""
+    mine = re.compile(re.escape(f".{path.name}.{platform.node()}.") + r"(\d+)\.\w+")
+    for folder in path.parent.iterdir():
+        found = mine.fullmatch(folder.name)
+        if found and folder.is_dir() and not psutil.pid_exists(int(found.group(1))):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
 def existing(path: Path) -> List[Path]:
     """Files that a MindRecord of this name occupies now, parts of a partitioned one included."""
     mine = re.compile(re.escape(path.name) + r"\d*(\.db)?")
@@ -150,11 +174,46 @@ def existing(path: Path) -> List[Path]:
     return sorted(item for item in path.parent.iterdir() if mine.fullmatch(item.name))
 
 
+def neighbours(path: Union[str, Path]) -> List[Path]:
+    """Other MindRecords that MindFormers would join with ``path`` if it were given the folder instead of the file.
+
+    It takes every file below the folder whose name matches ``mindrecord0*$``.
+    """
+    path = Path(path).absolute()
+    mine = {item.name for item in existing(path)}
+    found = (item for item in path.parent.rglob("*mindrecord*") if re.search(r"mindrecord0*$", item.name))
+    return sorted(item for item in found if item.is_file() and (item.parent != path.parent or item.name not in mine))
+
+
+def check_trainable(path: Union[str, Path]) -> None:
+    """Refuse a MindRecord that MindFormers would skip, or read in part, without a word.
+
+    It takes files whose name matches ``mindrecord0*$``: of the parts of a partitioned one, the first alone.
+
+    Raises:
+        Refused: another name; one part of several; no such file, or no ``.db`` beside it.
+    """
+    path = Path(path).absolute()
+    if not re.search(r"mindrecord0*$", path.name):
+        raise Refused(
+            f"{path}: MindFormers only reads files whose name ends in .mindrecord; build it under such a name."
+        )
+    whole = path.with_name(re.sub(r"(?<=mindrecord)0+$", "", path.name))
+    found = [item for item in existing(whole) if item.suffix != ".db" and item != whole]
+    if (not path.is_file() and found) or path in found:
+        raise Refused(
+            f"{whole} lies in {len(found)} files, of which MindFormers would train on the first only. "
+            "Build it again with --file_partition 1."
+        )
+    parts(path)
+
+
 def count_rows(path: Union[str, Path]) -> int:
     """Rows of a MindRecord, from its index, without MindSpore; of all parts when ``path`` was partitioned.
 
     Raises:
         Refused: a file or its ``.db`` is missing, or the ``.db`` is not MindRecord's.
+        WorkFailed: the ``.db`` cannot be locked for reading (NFS).
     """
     return sum(_count(part) for part in parts(path))
 
@@ -183,6 +242,8 @@ def _count(path: Path) -> int:
         with contextlib.closing(sqlite3.connect(f"file:{quote(str(index))}?mode=ro", uri=True)) as database:
             return int(database.execute("select count(*) from INDEXES").fetchone()[0])
     except sqlite3.Error as error:
+        if "locked" in str(error):
+            raise WorkFailed(f"{index} cannot be read ({error}).{_locked(index.absolute().parent)}") from None
         raise Refused(f"{index} is not the index of a MindRecord ({error}). Build the data set again.") from None
 
 
@@ -212,7 +273,7 @@ def read_rows(path: Union[str, Path]) -> Generator[Row, None, None]:
 
 
 def row_at(path: Union[str, Path], index: int) -> Row:
-    """Row ``index``, counted from 0.
+    """Row ``index``, counted from 0, without reading those before it.
 
     Raises:
         Refused: there is no such row (and as :func:`read_rows`).
@@ -220,28 +281,75 @@ def row_at(path: Union[str, Path], index: int) -> Row:
     rows = count_rows(path)
     if not 0 <= index < rows:
         raise Refused(f"{path} has rows 0 to {rows - 1}; there is no row {index}.")
-    with contextlib.closing(read_rows(path)) as found:
-        return next(itertools.islice(found, index, None))
+    names = [str(part) for part in parts(Path(path).absolute())]
+    require_mindspore("reading")
+    from mindspore.dataset import MindDataset, SequentialSampler
+
+    try:
+        found = MindDataset(
+            names,
+            columns_list=list(COLUMNS),
+            sampler=SequentialSampler(index, 1),
+            num_parallel_workers=1,
+        ).create_dict_iterator(num_epochs=1, output_numpy=True)
+        row = next(iter(found))
+    except RuntimeError as error:
+        raise Refused(f"MindSpore cannot open {path}: {_sentence(error)}") from None
+    return {name: numpy.asarray(row[name], dtype=numpy.int32) for name in COLUMNS}
 
 
 @contextlib.contextmanager
-def _told(path: Path) -> Iterator[None]:
+def _told(path: Path, folder: Optional[Path] = None) -> Iterator[None]:
     """Turn what MindSpore raises into one sentence."""
     try:
         yield
     except (RuntimeError, OSError) as error:
         text = _sentence(error)
         hint = ""
-        if "database is locked" in str(error):
-            hint = (
-                " SQLite cannot lock files on this file system (NFS often): build on a local disk and copy both files."
-            )
+        if "database is locked" in str(error) or (folder and not _can_lock(folder)):
+            hint = f" (database is locked){_locked(path.parent)}"
         elif shutil.disk_usage(path.parent).free < SMALLEST:
             hint = " The disk is full."
         raise WorkFailed(f"MindSpore could not write {path}: {text}{hint} Nothing was kept.") from error
 
 
+def _can_lock(folder: Path) -> bool:
+    """Whether SQLite can write a new database in ``folder`` and lock those that are there."""
+    probe = folder / "probe.sqlite"
+    try:
+        for index in [probe, *folder.glob("*.db")]:
+            with contextlib.closing(sqlite3.connect(str(index), timeout=0, isolation_level=None)) as database:
+                database.execute("begin exclusive")
+                database.execute("create table if not exists qwenlib_probe (a)")
+                database.execute("rollback")
+    except sqlite3.Error as error:
+        return "locked" not in str(error)
+    finally:
+        with contextlib.suppress(OSError):
+            probe.unlink()
+    return True
+
+
+def _locked(folder: Path) -> str:
+    """What to do when SQLite says "database is locked"."""
+    return (
+        f" SQLite cannot lock files on this file system ({_file_system(folder)}; NFS often): build on a local disk, "
+        "such as /tmp or /cache, and copy the .mindrecord and the .db file side by side."
+    )
+
+
+def _file_system(folder: Path) -> str:
+    """The type of the file system that holds ``folder``, as in /proc/mounts ("" where there is none)."""
+    best, name = "", ""
+    for mount in psutil.disk_partitions(all=True):
+        inside = os.path.commonpath([mount.mountpoint, str(folder)]) == mount.mountpoint
+        if inside and len(mount.mountpoint) >= len(best):
+            best, name = mount.mountpoint, mount.fstype
+    return name or "of unknown type"
+
+
 def _sentence(error: BaseException) -> str:
     """The first line of MindSpore's message that says something."""
-    lines: Dict[str, None] = dict.fromkeys(line.strip("- \t") for line in str(error).splitlines())
-    return next((line for line in lines if line), type(error).__name__)
+    lines = [line.strip("- \t") for line in str(error).splitlines()]
+    telling = [line for line in lines if line and "Dataset Pipeline Error Message" not in line]
+    return telling[0] if telling else type(error).__name__

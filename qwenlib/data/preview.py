@@ -10,8 +10,11 @@ from typing import TYPE_CHECKING, Any, Dict, List, Mapping, Sequence, Tuple, Uni
 
 import numpy
 
+from qwenlib.data.meta import packing
+from qwenlib.data.pack import saving_text
 from qwenlib.data.rows import IGNORE
 from qwenlib.errors import Refused
+from qwenlib.profile import Profile
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -138,7 +141,8 @@ def figures(meta: Mapping[str, Any]) -> Any:
 
     quantiles = meta["length_quantiles"]
     rows = {
-        "records": f"{meta['records']:,}",
+        "conversations": f"{meta['records']:,}",
+        "rows": f"{meta['rows']:,}  ({'packed' if meta['pack'] else 'one conversation each'})",
         "row length (seq_length + 1)": f"{meta['seq_length'] + 1:,}",
         "real tokens": f"{meta['tokens']:,}",
         "real share of the places": f"{100 * meta['real_share']:.1f} %",
@@ -146,11 +150,21 @@ def figures(meta: Mapping[str, Any]) -> Any:
         "tokens a conversation: median, 99 %, most": " / ".join(
             f"{quantiles[key]:.0f}" for key in ("0.5", "0.99", "1")
         ),
-        "cut at the end": f"{meta['truncated']:,}",
+        f"longer than a row ({meta['too_long']})": f"{meta['longer_than_row']:,}",
         "rows in which nothing is learned": f"{meta['without_labels']:,}",
         "control tokens in texts (kept plain)": f"{meta['special_tokens_in_text']:,}",
     }
     return pandas.DataFrame({"value": rows})
+
+
+def packing_text(meta: Mapping[str, Any], profile: Profile) -> str:
+    """What packing would change, or has changed, in an epoch of each training task of ``profile``: a line each."""
+    lines = []
+    for name in profile.tasks():
+        task = profile.task(name)
+        per_step = task.batch_size * task.parallel.data_parallel * task.parallel.micro_batch_num
+        lines.append(f"{name}, {per_step} rows a step: {saving_text(packing(meta, per_step))}")
+    return "\n".join(lines)
 
 
 def check_vocabulary(row: Mapping[str, Any], tokenizer: Tokenizer, path: Union[str, Path]) -> None:

@@ -6,7 +6,7 @@ import codecs
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Iterator
+from typing import Any, BinaryIO, Callable, Iterator, Optional
 
 from qwenlib.errors import Refused
 
@@ -30,8 +30,15 @@ class Item:
         return f"{path}, record {self.index} (line {self.line})"
 
 
-def read_items(path: Path) -> Iterator[Item]:
+OnBroken = Callable[[Item, Refused], None]
+"""Told of a line that is not JSON: an item whose value is the line's text, and the error."""
+
+
+def read_items(path: Path, on_broken: Optional[OnBroken] = None) -> Iterator[Item]:
     """Yield the values of ``path``: the elements of an array when it begins with ``[``, else one value a line.
+
+    ``on_broken``: called for each line that is not JSON, which is then passed over. (In an array nobody can say where
+    the next record begins: there an error always ends the reading.)
 
     Raises:
         Refused: no such file, nothing in it, not UTF-8, or not JSON (line and column).
@@ -44,12 +51,12 @@ def read_items(path: Path) -> Iterator[Item]:
         text.skip_space()
         if text.ended():
             raise Refused(f"{path} is empty. Give a JSON array or JSON Lines of records.")
-        items = _array(text) if text.peek() == "[" else _lines(text)
+        items = _array(text) if text.peek() == "[" else _lines(text, on_broken)
         empty = True
         for item in items:
             empty = False
             yield item
-        if empty:
+        if empty and not text.broken:
             raise Refused(f"{path} holds no records. Give a JSON array or JSON Lines of records.")
 
 
@@ -60,6 +67,7 @@ class _Text:
         self.path, self.stream = path, stream
         self.buffer, self.at, self.line, self.column = "", 0, 1, 1
         self._decoder = codecs.getincrementaldecoder("utf-8-sig")()
+        self.broken = False
         self._lines_read, self._whole = 1, False
 
     def fill(self, size: int = BLOCK) -> bool:
@@ -161,7 +169,7 @@ def _value(text: _Text) -> Any:
         return value
 
 
-def _lines(text: _Text) -> Iterator[Item]:
+def _lines(text: _Text, on_broken: Optional[OnBroken]) -> Iterator[Item]:
     index = 0
     while not text.ended():
         end = text.buffer.find("\n", text.at)
@@ -173,15 +181,28 @@ def _lines(text: _Text) -> Iterator[Item]:
             end = len(text.buffer)
         line = text.buffer[text.at : end]
         if line.strip(_SPACE):
+            number = text.line
             try:
-                value = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise text.refuse(error.msg, text.at + error.pos) from None
-            except (RecursionError, ValueError) as error:
-                raise text.refuse(_reason(error), text.at) from None
-            yield Item(index, text.line, value)
+                item = Item(index, number, _parse(text, line))
+            except Refused as error:
+                if on_broken is None:
+                    raise
+                text.broken = True
+                on_broken(Item(index, number, line), error)
+            else:
+                yield item
             index += 1
-        text.advance(min(end + 1, len(text.buffer)))
+        text.advance(min(max(end + 1, text.at), len(text.buffer)))
+
+
+def _parse(text: _Text, line: str) -> Any:
+    """The value of the line at the window's beginning."""
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError as error:
+        raise text.refuse(error.msg, text.at + error.pos) from None
+    except (RecursionError, ValueError) as error:
+        raise text.refuse(_reason(error), text.at) from None
 
 
 def _reason(error: Exception) -> str:

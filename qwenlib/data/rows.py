@@ -1,4 +1,4 @@
-"""A conversation as one training row: ids, targets and attention mask, ``seq_length + 1`` long.
+"""Conversations as training rows: ids, targets and attention mask, ``seq_length + 1`` long.
 
 The network sees ``row[:-1]`` and learns ``row[1:]`` (MindFormers shifts by itself), hence the one more.
 """
@@ -27,12 +27,22 @@ Row = Dict[str, numpy.ndarray]
 
 @dataclass(frozen=True)
 class Encoded:
-    """A conversation in tokens, not yet cut or padded. ``learned[i]`` says whether token i is learned."""
+    """A conversation in tokens, not yet cut or padded."""
 
-    ids: List[int]
-    learned: List[bool]
-    special_tokens: int
+    ids: numpy.ndarray
+    """int32 [tokens]"""
+    learned: numpy.ndarray
+    """bool [tokens]: which of them are learned."""
+    answers: Sequence[Tuple[int, int]] = ()
+    """Of each answer: where its first token stands, and where the ``<|im_end|>`` that closes it."""
+    ends: Sequence[int] = ()
+    """Where each message has ended, its newline included: the places to cut between messages."""
+    special_tokens: int = 0
     """Control tokens that contents spelled; they are plain text in ``ids``."""
+
+    def part(self, start: int, end: int) -> Encoded:
+        """Tokens ``start`` to ``end`` (without it), labelled as in the whole."""
+        return Encoded(self.ids[start:end], self.learned[start:end])
 
 
 class Encoder:
@@ -45,32 +55,56 @@ class Encoder:
     def __init__(self, tokenizer: Tokenizer, labels: str = "all"):
         special = special_ids(tokenizer)
         self._plain, self._all = plain(tokenizer), labels == "all"
-        self._start, self._end = special[IM_START], special[IM_END]
+        self.start, self.end = special[IM_START], special[IM_END]
         self.pad = special[END_OF_TEXT]
         (self._newline,) = encode_plain(tokenizer, ["\n"])
         (self._answer_head,) = encode_plain(tokenizer, ["assistant\n"])
+        self._system: Dict[str, List[int]] = {}
 
     def encode(self, conversations: Sequence[Sequence[Message]]) -> Iterator[Encoded]:
         """Encode many conversations at once (the tokenizer works in threads)."""
-        texts = [f"{message['role']}\n{message['content']}" for messages in conversations for message in messages]
-        turns = iter(self._plain.encode_batch(texts, add_special_tokens=False))
+        inner = iter(self._encode_texts(conversations))
+        flat: List[int] = []
+        spans: List[Tuple[int, int]] = []  # of answers, in the whole batch
+        found: List[Tuple[int, int, List[Tuple[int, int]], List[int]]] = []
         for messages in conversations:
-            ids: List[int] = []
-            learned: List[bool] = []
+            begin = len(flat)
+            answers: List[Tuple[int, int]] = []
+            ends: List[int] = []
             for message in messages:
-                inner = next(turns).ids
-                ids += [self._start, *inner, self._end, *self._newline]
-                learned += self._mask(message["role"], inner)
-            yield Encoded(ids, learned, special_in(messages))
+                ids = next(inner)
+                if message["role"] == "assistant":
+                    # An answer that begins with a newline may share a token with the role line: it is learned.
+                    first = len(flat) + 1 + _common(self._answer_head, ids)
+                    last = len(flat) + 1 + len(ids)
+                    spans.append((first, last + 1))
+                    answers.append((first - begin, last - begin))
+                flat.append(self.start)
+                flat += ids
+                flat.append(self.end)
+                flat += self._newline
+                ends.append(len(flat) - begin)
+            found.append((begin, len(flat), answers, ends))
+        every = numpy.array(flat, dtype=numpy.int32)
+        learned = numpy.full(len(every), self._all)
+        for first, behind in spans:
+            learned[first:behind] = True
+        for messages, (begin, end, answers, ends) in zip(conversations, found):
+            yield Encoded(every[begin:end], learned[begin:end], answers, ends, special_in(messages))
 
-    def _mask(self, role: str, inner: List[int]) -> List[bool]:
-        if self._all:
-            return [True] * (len(inner) + 2 + len(self._newline))
-        if role != "assistant":
-            return [False] * (len(inner) + 2 + len(self._newline))
-        # An answer that begins with a newline may share a token with the role line: that token is learned.
-        head = _common(self._answer_head, inner)
-        return [False] * (1 + head) + [True] * (len(inner) - head + 1) + [False] * len(self._newline)
+    def _encode_texts(self, conversations: Sequence[Sequence[Message]]) -> Iterator[List[int]]:
+        """Ids of each message's role line and content. Most system messages are alike, and encoded once."""
+        texts = [f"{message['role']}\n{message['content']}" for messages in conversations for message in messages]
+        missing = [text for text in texts if text not in self._system]
+        encodings = iter(self._plain.encode_batch(missing, add_special_tokens=False))
+        known = dict(self._system)  # what this batch was split by
+        for text in texts:
+            ids = known.get(text)
+            if ids is None:
+                ids = next(encodings).ids
+                if text.startswith("system\n") and len(self._system) < 64 and len(text) < 4096:
+                    self._system[text] = ids
+            yield ids
 
 
 def to_row(encoded: Encoded, seq_length: int, pad: int) -> Row:
@@ -78,21 +112,36 @@ def to_row(encoded: Encoded, seq_length: int, pad: int) -> Row:
 
     Targets are the ids where they are learned, :data:`IGNORE` elsewhere; the attention mask is 0 on padding.
     """
-    width = seq_length + 1
-    used = min(len(encoded.ids), width)
-    ids = numpy.full(width, pad, dtype=numpy.int32)
-    ids[:used] = encoded.ids[:used]
-    targets = numpy.full(width, IGNORE, dtype=numpy.int32)
-    targets[:used] = numpy.where(encoded.learned[:used], ids[:used], IGNORE)
-    mask = numpy.zeros(width, dtype=numpy.int32)
-    mask[:used] = 1
+    return _row([encoded], seq_length + 1, pad)
+
+
+def to_packed_row(samples: Sequence[Encoded], seq_length: int, pad: int) -> Row:
+    """Samples one behind the other in a row, as :func:`to_row`.
+
+    The first token of a sample is never learned: it would be predicted from the sample before it.
+    """
+    row = _row(samples, seq_length + 1, pad)
+    starts = numpy.cumsum([0] + [len(sample.ids) for sample in samples[:-1]])
+    row["target_ids"][starts] = IGNORE
+    return row
+
+
+def _row(samples: Sequence[Encoded], width: int, pad: int) -> Row:
+    ids, targets, mask = (numpy.empty(width, dtype=numpy.int32) for _ in COLUMNS)
+    at = 0
+    for sample in samples:
+        end = min(at + len(sample.ids), width)
+        ids[at:end] = sample.ids[: end - at]
+        targets[at:end] = numpy.where(sample.learned[: end - at], ids[at:end], IGNORE)
+        at = end
+    ids[at:], targets[at:] = pad, IGNORE
+    mask[:at], mask[at:] = 1, 0
     return dict(zip(COLUMNS, (ids, targets, mask)))
 
 
 def _common(left: List[int], right: List[int]) -> int:
-    pairs: Iterator[Tuple[int, int]] = zip(left, right)
     count = 0
-    for one, other in pairs:
+    for one, other in zip(left, right):
         if one != other:
             break
         count += 1

@@ -17,6 +17,8 @@ WORDS: Dict[str, Dict[str, str]] = {
         "figures": "{answer_tokens} tokens in {seconds:.1f} s, {speed:.0f} tokens/s",
         "choose": "Choose at least one model.",
         "empty": "Type a question first.",
+        "row": "Row",
+        "tokens": "token by token",
         "headless": "No front end here: the table above is what the widget would show. Open this notebook in "
         "JupyterLab to try prompts of your own.",
     },
@@ -30,6 +32,8 @@ WORDS: Dict[str, Dict[str, str]] = {
         "figures": "{answer_tokens} 个词元，{seconds:.1f} 秒，每秒 {speed:.0f} 个",
         "choose": "请至少选择一个模型。",
         "empty": "请先输入问题。",
+        "row": "行",
+        "tokens": "逐个词元",
         "headless": "这里没有前端：上面的表格就是控件会显示的内容。在 JupyterLab 中打开本笔记本即可输入自己的提示词。",
     },
 }

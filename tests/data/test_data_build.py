@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import os
+import random
 import stat
 import subprocess
 import sys
@@ -16,8 +18,10 @@ import pytest
 
 from qwenlib import data
 from qwenlib.data import mindrecord
-from qwenlib.data.build import lengths, read_meta
+from qwenlib.data.build import lengths
 from qwenlib.data.chatml import read_messages
+from qwenlib.data.length import fit
+from qwenlib.data.meta import read_meta
 from qwenlib.data.rows import COLUMNS, IGNORE, Encoder, to_row
 from qwenlib.errors import Refused, WorkFailed
 
@@ -43,7 +47,8 @@ def built(messages: Path, files_of: Dict[str, Path], tmp_path_factory: pytest.Te
 @pytest.mark.stack
 def test_rows_come_back_as_they_were_encoded(built: Path, messages: Path, tokenizer: Any) -> None:
     encoder = Encoder(tokenizer, "assistant")
-    wanted = [to_row(item, 60, encoder.pad) for item in encoder.encode(list(read_messages(messages)))]
+    pieces = (fit(item, 61, "truncate", encoder.end) for item in encoder.encode(list(read_messages(messages))))
+    wanted = [to_row(piece, 60, encoder.pad) for (piece,) in pieces]
     found = list(data.read_rows(built))
     assert len(found) == len(wanted) == data.count_rows(built) == 240
     for one, other in zip(found, wanted):
@@ -247,3 +252,126 @@ def test_importing_the_room_loads_nothing_heavy() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": root}, check=True
     )
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.stack
+@pytest.mark.parametrize("seed", [0, 5])
+def test_packed_rows_hold_every_conversation_once(
+    messages: Path, files_of: Dict[str, Path], tokenizer: Any, tmp_path: Path, seed: int
+) -> None:
+    target = tmp_path / "packed.mindrecord"
+    meta = data.build(messages, target, seq_length=512, pack=True, seed=seed, **files_of)
+    found: List[tuple] = []
+    for row in data.read_rows(target):
+        real = row["attention_mask"] == 1
+        ids, targets = row["input_ids"][real], row["target_ids"][real]
+        starts = [
+            *numpy.flatnonzero(targets == IGNORE),
+            len(ids),
+        ]  # with labels all, only a sample's first is not learned
+        found += [tuple(ids[start:end]) for start, end in zip(starts, starts[1:])]
+    wanted = [tuple(item.ids) for item in Encoder(tokenizer).encode(list(read_messages(messages)))]
+    assert sorted(found) == sorted(wanted)
+    assert (meta["records"], meta["samples"], meta["rows"]) == (240, 240, meta["rows_packed"])
+    assert meta["rows"] < meta["rows_padded"] / 5
+    assert meta["real_share"] > 0.95
+    again = data.build(messages, tmp_path / "again.mindrecord", seq_length=512, pack=True, seed=seed, **files_of)
+    assert again["real_share"] == meta["real_share"]
+    for one, other in zip(data.read_rows(target), data.read_rows(tmp_path / "again.mindrecord")):
+        assert numpy.array_equal(one["input_ids"], other["input_ids"])
+
+
+@pytest.mark.stack
+def test_too_long_conversations_are_dropped_or_split_as_asked(
+    messages: Path, files_of: Dict[str, Path], tmp_path: Path
+) -> None:
+    uncut = lengths(messages, **files_of)
+    long = int((uncut > 61).sum())
+    dropped = data.build(messages, tmp_path / "d.mindrecord", seq_length=60, too_long="drop", **files_of)
+    assert (dropped["rows"], dropped["dropped"], dropped["tokens"]) == (240 - long, long, uncut[uncut <= 61].sum())
+    split = data.build(messages, tmp_path / "s.mindrecord", seq_length=60, too_long="split", **files_of)
+    assert (split["split"], split["tokens"], split["truncated"]) == (long, uncut.sum(), 0)
+    assert split["rows"] == data.count_rows(tmp_path / "s.mindrecord") >= 240 + long
+    with pytest.raises(Refused, match="every conversation is longer than a row of 5 tokens"):
+        data.build(messages, tmp_path / "none.mindrecord", seq_length=4, too_long="drop", **files_of)
+    assert not (tmp_path / "none.mindrecord").exists()
+
+
+@pytest.mark.stack
+def test_a_tokenizer_folder_is_enough(messages: Path, vocabulary: Path, tmp_path: Path) -> None:
+    meta = data.build(messages, tmp_path / "t.mindrecord", vocabulary, "", 96)
+    assert meta["rows"] == 240
+    with pytest.raises(Refused, match="half a tokenizer"):
+        data.build(messages, tmp_path / "u.mindrecord", vocabulary / "vocab.json", "", 96)
+
+
+LOCKER = """
+import glob, sqlite3, sys, time
+print("go", flush=True)
+while not (found := glob.glob(sys.argv[1] + "/.a.*/a.mindrecord.db")):
+    pass
+database = sqlite3.connect(found[0], isolation_level=None, timeout=30)
+database.execute("begin exclusive")
+time.sleep(60)
+"""
+
+
+@pytest.mark.stack
+def test_a_locked_index_is_told_with_what_to_do(tmp_path: Path) -> None:
+    row = {name: numpy.zeros(4, dtype=numpy.int32) for name in COLUMNS}
+    locker = subprocess.Popen([sys.executable, "-c", LOCKER, str(tmp_path)], stdout=subprocess.PIPE)
+    said = r"could not write.*\(database is locked\) SQLite cannot lock files .*NFS often\): build on a local disk"
+    try:
+        assert locker.stdout is not None
+        locker.stdout.readline()
+        with pytest.raises(WorkFailed, match=said), mindrecord.Writer(tmp_path / "a.mindrecord") as writer:
+            writer.write([row] * 20_000)
+    finally:
+        locker.kill()
+        locker.communicate()
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.stack
+@pytest.mark.slow
+def test_killed_at_any_instant_no_half_data_set_is_taken_for_a_whole_one(
+    messages: Path, files_of: Dict[str, Path], tmp_path: Path
+) -> None:
+    target = tmp_path / "t.mindrecord"
+    data.build(messages, target, seq_length=32, **files_of)
+    arguments = {key: str(path) for key, path in files_of.items()}
+    code = (
+        "import sys\nfrom qwenlib import data\nimport mindspore.mindrecord\nprint('go', flush=True)\n"
+        f"data.build({str(messages)!r}, {str(target)!r}, seq_length=48, overwrite=True, **{arguments!r})\n"
+    )
+    environ = {**os.environ, "PYTHONPATH": str(Path(data.__file__).parents[2])}
+    outcomes = []
+    for wait in (random.uniform(0, 0.8) for _ in range(4)):
+        child = subprocess.Popen(
+            [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environ
+        )
+        assert child.stdout is not None
+        child.stdout.readline()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.wait(wait)
+        child.kill()
+        child.wait()
+        child.stdout.close()
+        outcomes.append(_state(target))
+    assert set(outcomes) <= {33, 49, "refused"}
+    data.build(messages, target, seq_length=64, overwrite=True, **files_of)
+    assert _state(target) == 65
+    assert sorted(item.name for item in tmp_path.iterdir()) == [
+        f"t.mindrecord{end}" for end in ("", ".db", ".meta.json")
+    ]
+
+
+def _state(target: Path) -> Any:
+    """How long the rows are, all of which are there; "refused" when the pair or its notes are not whole."""
+    try:
+        meta = read_meta(target)
+        rows = [len(row["input_ids"]) for row in data.read_rows(target)]
+    except Refused:
+        return "refused"
+    assert rows == [meta["seq_length"] + 1] * 240
+    return rows[0]
