@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -26,30 +27,36 @@ def atomic_path(path: PathLike) -> Iterator[Path]:
     On any exception, the interrupt key included, the temporary file is removed and ``path`` is as it was.
 
     Raises:
-        WorkFailed: the disk is full (errno ENOSPC), with the path and the free space.
+        WorkFailed: the disk or the quota is full (with the free space), or the place cannot be written to.
     """
     target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".part", dir=str(target.parent))
-    os.close(handle)
-    part = Path(name)
+    part, ours = None, True
     try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".part", dir=str(target.parent))
+        os.close(handle)
+        part = Path(name)
+        ours = False
         yield part
+        ours = True
         os.chmod(part, 0o666 & ~_UMASK)
         sync(part)
         os.replace(part, target)
         sync(target.parent)
     except OSError as error:
-        if error.errno == 28:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
             free = shutil.disk_usage(target.parent).free
             raise WorkFailed(
                 f"no space left while writing {target}: {free / 2**20:.0f} MiB are free there. "
                 "Nothing was half-written; free some space or choose another folder, and run it again."
             ) from error
+        if ours:  # not the caller's error: the place itself is wrong
+            raise WorkFailed(f"{target} cannot be written: {error.strerror}. Choose another place.") from error
         raise
     finally:
-        with contextlib.suppress(FileNotFoundError):
-            part.unlink()
+        if part is not None:
+            with contextlib.suppress(FileNotFoundError):
+                part.unlink()
 
 
 def sync(path: PathLike) -> None:
@@ -68,15 +75,19 @@ def write_text(path: PathLike, text: str) -> None:
 
 
 def write_json(path: PathLike, value: Any) -> None:
-    """Replace ``path`` with ``value`` as indented JSON, atomically."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n")
+    """Replace ``path`` with ``value`` as indented JSON, atomically; numpy's numbers stay numbers, paths are texts."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, default=_plain) + "\n")
+
+
+def _plain(value: Any) -> Any:
+    return value.tolist() if hasattr(value, "tolist") else str(value)
 
 
 def read_json(path: PathLike) -> Any:
     """Read a JSON file.
 
     Raises:
-        Refused: the file is missing, or is not JSON (with line and column).
+        Refused: the file is missing or cannot be read, or is not JSON (with line and column).
     """
     path = Path(path)
     try:
@@ -87,6 +98,10 @@ def read_json(path: PathLike) -> Any:
         raise Refused(f"{path} is not UTF-8 text (byte {error.start}).") from None
     except json.JSONDecodeError as error:
         raise Refused(f"{path}, line {error.lineno}, column {error.colno}: not JSON ({error.msg}).") from None
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, or lists nested as deep
+        raise Refused(f"{path} cannot be read as JSON: {error}.") from None
+    except OSError as error:
+        raise Refused(f"{path} cannot be read: {error.strerror}.") from None
 
 
 def sha256(path: PathLike) -> str:

@@ -59,9 +59,9 @@ class Progress:
 
     def _line(self, note: str) -> None:
         self._last = time.monotonic()
-        share = f"/{self.total:g} ({100 * self.done / self.total:.0f} %)" if self.total else ""
+        share = f"/{self.total:.12g} ({100 * self.done / self.total:.0f} %)" if self.total else ""
         print(
-            f"{self.what}: {self.done:g}{share} {self.unit} {self._last - self._start:.0f} s {note}".rstrip(),
+            f"{self.what}: {self.done:.12g}{share} {self.unit} {self._last - self._start:.0f} s {note}".rstrip(),
             file=sys.stderr,
             flush=True,
         )

@@ -79,7 +79,7 @@ class Stage:
             "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "seconds": seconds,
             "inputs": self.inputs,
-            "outputs": {key: str(value) for key, value in (outputs or {}).items()},
+            "outputs": {key: str(value) for key, value in (outputs or {}).items() if value is not None},
             "metrics": metrics or {},
             "config": config or {},
             "versions": versions(),
@@ -94,12 +94,15 @@ def open_stage(name: str, output: Union[str, Path], profile: str = "smoke") -> S
     """Begin a stage: create its folder, take its old ``meta.json`` away, print where and with what it runs.
 
     Raises:
-        Refused: ``name`` is not one of :data:`STAGES`.
+        Refused: ``name`` is not one of :data:`STAGES`, or its folder cannot be made.
     """
     if name not in STAGES:
         raise Refused(f"there is no stage {name!r}; the stages are {', '.join(STAGES)}.")
     stage = Stage(name, resolve(output), profile)
-    stage.path.mkdir(parents=True, exist_ok=True)
+    try:
+        stage.path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise Refused(f"output: the folder {stage.path} cannot be made: {error.strerror}.") from None
     if (stage.path / META).exists():
         (stage.path / META).unlink()
     print(f"{name} · profile {profile} · {stage.path}")
@@ -111,7 +114,7 @@ def read_meta(run_dir: Union[str, Path], stage: str) -> Dict[str, Any]:
     """The ``meta.json`` of a finished stage.
 
     Raises:
-        Refused: the stage has not been run to its end in ``run_dir``.
+        Refused: the stage has not been run to its end in ``run_dir``, or its file is damaged.
     """
     path = resolve(run_dir) / stage / META
     if not path.is_file():
@@ -120,7 +123,9 @@ def read_meta(run_dir: Union[str, Path], stage: str) -> Dict[str, Any]:
             f"Run notebooks/{stage} first, or: qwenlib workbook run --only {stage} --output {run_dir}"
         )
     meta = read_json(path)
-    return dict(meta)
+    if not isinstance(meta, dict) or not {"created", "outputs"} <= set(meta):
+        raise Refused(f"{path} was not written by qwenlib (it must hold created and outputs). Run stage {stage} again.")
+    return meta
 
 
 def versions() -> Dict[str, str]:

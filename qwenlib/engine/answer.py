@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from dataclasses import dataclass
 from typing import Any, Callable, Dict, List, Optional, Tuple
@@ -54,12 +55,17 @@ def answer(
 ) -> Dict[str, Any]:
     """Answer ``request``; ``on_text(piece)`` gets the text as it grows, never half a character.
 
+    It is called for each token, with "" while a character is not whole; there, too, it may raise :class:`Stopped`.
+
     A prompt that does not fit loses its beginning (``cut_tokens`` says how many); at most ``seq_length`` tokens, the
     prompt included, come out.
 
     Returns:
         ``{"text", "prompt_tokens", "cut_tokens", "answer_tokens", "first_token_seconds", "seconds", "finish"}``;
         ``finish`` is ``stop`` (a stop token), ``length`` or ``asked`` (``on_text`` raised :class:`Stopped`).
+
+    Raises:
+        ValueError: an empty prompt, ``max_new_tokens`` below 1, or a stop text that is no token.
     """
     import numpy
 
@@ -67,6 +73,10 @@ def answer(
     ids = fast.encode(request.prompt, add_special_tokens=False).ids
     seq_length = int(network.config.seq_length)
     kept = ids[-(seq_length - 1) :]
+    if not kept:
+        raise ValueError("the prompt is empty")
+    if request.max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens must be at least 1, found {request.max_new_tokens}")
     limit = min(request.max_new_tokens, seq_length - len(kept))
     said, times, asked = "", [time.monotonic()], False
 
@@ -75,16 +85,16 @@ def answer(
         if len(times) == 1:
             times.append(time.monotonic())
         text = fast.decode(so_far, skip_special_tokens=False)
-        if on_text is not None and not text.endswith("\ufffd"):
+        whole = said if text.endswith("\ufffd") else text
+        if on_text is not None:
             try:
-                on_text(text[len(said) :])
+                on_text(whole[len(said) :])
             except Stopped:
                 asked = True
                 raise
-            said = text
+        said = whole
 
-    streamer = _Streamer([fast.token_to_id(text) for text in request.stop], on_token)
-    numpy.random.seed(request.seed)
+    streamer = _Streamer([_stop_id(fast, text) for text in request.stop], on_token)
     finish = "length"
     try:
         network.generate(
@@ -96,7 +106,8 @@ def answer(
             top_k=request.top_k,
             top_p=request.top_p,
             repetition_penalty=request.repetition_penalty,
-            eos_token_id=streamer.stops[0],
+            seed=request.seed,  # without it, generate() seeds with 0 each time
+            eos_token_id=streamer.stops[0] if streamer.stops else -1,
         )
     except Stopped:
         finish = "asked" if asked else "stop"
@@ -106,7 +117,8 @@ def answer(
     seconds = time.monotonic() - times[0]
     text = fast.decode(streamer.ids, skip_special_tokens=False)
     if on_text is not None and len(text) > len(said) and not asked:
-        on_text(text[len(said) :])
+        with contextlib.suppress(Stopped):  # too late: this was the end
+            on_text(text[len(said) :])
     return {
         "text": text,
         "prompt_tokens": len(ids),
@@ -116,3 +128,10 @@ def answer(
         "seconds": round(seconds, 4),
         "finish": finish,
     }
+
+
+def _stop_id(fast: Any, text: str) -> int:
+    found = fast.token_to_id(text)
+    if found is None:
+        raise ValueError(f"stop: {text!r} is not one token")
+    return int(found)

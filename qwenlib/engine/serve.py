@@ -7,6 +7,7 @@ closed connection) in the middle ends the answer. One question at a time.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import select
 import socket
@@ -26,7 +27,7 @@ def serve(config: Any, job: Job) -> None:
     """
     network, tokenizer = networks.build(config, job.load_checkpoint)
     # The first answer compiles both graphs; do it before anybody waits.
-    answer(network, tokenizer, Request("a", max_new_tokens=2))
+    answer(network, tokenizer, Request("a", max_new_tokens=2, stop=()))
     path = Path(job.settings["socket"])
     path.unlink(missing_ok=True)
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
@@ -54,7 +55,8 @@ def _converse(connection: socket.socket, network: Any, tokenizer: Any) -> None:
         if readable:  # a stop line, or the end of the connection
             raise Stopped
 
-    with connection.makefile("rb") as lines:
+    # A connection that breaks in whatever it is doing must not take the model along either.
+    with contextlib.suppress(Stopped, OSError), connection.makefile("rb") as lines:
         for line in lines:
             try:
                 message = json.loads(line)
@@ -64,6 +66,6 @@ def _converse(connection: socket.socket, network: Any, tokenizer: Any) -> None:
                 done = answer(network, tokenizer, Request(**message), on_text)
                 send({"done": done})
             except Stopped:
-                return
-            except (ValueError, TypeError, RuntimeError) as error:
-                send({"error": " ".join(str(error).split())})
+                raise
+            except Exception as error:  # one question that cannot be answered must not take the model along
+                send({"error": " ".join(str(error).split()) or type(error).__name__})

@@ -18,6 +18,8 @@ from qwenlib.engine import render
 from qwenlib.engine.job import Job
 from qwenlib.errors import Refused
 from qwenlib.files import read_json, require_space, write_text
+from qwenlib.launch import processes
+from qwenlib.launch.plan import with_port
 from qwenlib.profile import Profile
 from qwenlib.weights import place, read_folder
 
@@ -117,6 +119,8 @@ def finetune(
     """
     from qwenlib import monitor
 
+    output = Path(run_dir) / "output"
+    _refuse_in_use(Path(run_dir), output, Path(load_checkpoint))
     plan = training_plan(
         profile,
         task_name,
@@ -136,7 +140,8 @@ def finetune(
             f"{train_dataset} holds {rows} rows, fewer than the {per_step} of one step (batch_size x data_parallel x "
             "micro_batch_num): nothing would be trained. Add records or lower the batch size."
         )
-    _set_aside(Path(run_dir) / "output")
+    plan = with_port(plan)  # refused, if it is, before the last checkpoints are moved
+    _set_aside(output)
     with launch.start(plan) as run:
         metrics = monitor.watch(
             run,
@@ -147,8 +152,20 @@ def finetune(
             lead=plan.ranks - 1 if task.parallel.pipeline_stage > 1 else 0,
         )
     result = read_json(Path(run_dir) / "result.json")
-    checkpoint = place.locate(Path(run_dir) / "output" / "checkpoint_network")
+    checkpoint = place.locate(output / "checkpoint_network")
     return {"checkpoint": checkpoint, "run_dir": Path(run_dir), "metrics": metrics, **result}
+
+
+def _refuse_in_use(run_dir: Path, output: Path, load_checkpoint: Path) -> None:
+    """Nothing of a training that is still going on, or that the new one starts from, may be moved away."""
+    status = launch.read_status(run_dir) or {}
+    if processes.find(status.get("supervisor")):
+        raise Refused(f"a run is going on in {run_dir}. Wait for its end, stop it, or choose another run directory.")
+    if output.absolute() in load_checkpoint.absolute().parents:
+        raise Refused(
+            f"load_checkpoint {load_checkpoint} lies in {output}, which the new training sets aside. Choose another "
+            "run directory."
+        )
 
 
 def _set_aside(output: Path) -> None:

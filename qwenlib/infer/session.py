@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import select
 import shutil
 import socket
 import tempfile
 import time
+import weakref
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Callable, Dict, Iterator, Optional, Type, Union
@@ -47,6 +50,7 @@ class Session:
     ):
         self.profile, self.name = profile, name
         self._folder = Path(tempfile.mkdtemp(prefix="qwenlib-"))  # a socket's path must stay below 108 bytes
+        self._remove = weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)  # or when Python ends
         self._socket = self._folder / "engine"
         self._ready = Path(run_dir).absolute() / "ready.json"
         try:
@@ -61,7 +65,7 @@ class Session:
             )
             self._run = launch.start(plan)
         except BaseException:
-            shutil.rmtree(self._folder, ignore_errors=True)
+            self._remove()
             raise
         self._open = True
 
@@ -101,6 +105,8 @@ class Session:
         Raises:
             WorkFailed: the process of the model ended.
         """
+        if not self._open:
+            raise WorkFailed(f"{self.name} is closed; open it again.")
         prompt = chat_prompt(text, system) if chat else text
         predict = self.profile.predict
         if predict is not None:
@@ -116,25 +122,35 @@ class Session:
                 return {**message["done"], "prompt": prompt}
             if on_text is not None:
                 on_text(message["text"])
-        status = self._run.poll()
-        if status["state"] != "running":
-            self._run.wait()
+        deadline = time.monotonic() + 3.0
+        while time.monotonic() < deadline:  # its supervisor may need a moment to see that it ended
+            if self._run.poll()["state"] != "running":
+                self._run.wait()  # raises with the root cause
+            time.sleep(0.05)
         raise WorkFailed(f"the process of {self.name} broke off its answer; see {self._run.rank_log(0)}")
 
     def _converse(self, request: Dict[str, Any], stopped: Optional[Callable[[], bool]]) -> Iterator[Dict[str, Any]]:
+        """What the process says to ``request``, message by message; it ends early when the process does."""
         self.wait_ready()
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        rest = b""
+        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
             connection.connect(str(self._socket))
             connection.sendall(json.dumps(request).encode() + b"\n")
-            with connection.makefile("rb") as lines:
+            while True:
+                if stopped is not None and stopped():
+                    connection.sendall(b'{"stop": true}\n')
+                    stopped = None
+                if not select.select([connection], [], [], 0.1)[0]:
+                    continue
+                block = connection.recv(65536)
+                if not block:
+                    return
+                *lines, rest = (rest + block).split(b"\n")
                 for line in lines:
                     message = json.loads(line)
                     yield message
                     if "text" not in message:
                         return
-                    if stopped is not None and stopped():
-                        connection.sendall(b'{"stop": true}\n')
-                        stopped = None
 
     @property
     def alive(self) -> bool:
@@ -146,7 +162,7 @@ class Session:
         if self._open:
             self._open = False
             self._run.stop()
-            shutil.rmtree(self._folder, ignore_errors=True)
+            self._remove()
 
     def __enter__(self) -> Session:
         return self

@@ -1,0 +1,27 @@
+"""Errors that are told in a sentence, at the prompt and in a notebook."""
+
+from __future__ import annotations
+
+import pytest
+
+from qwenlib.errors import QwenlibError, Refused, WorkFailed
+
+
+@pytest.mark.parametrize(("kind", "code", "heading"), [(Refused, 2, "refused"), (WorkFailed, 1, "failed")])
+def test_each_end_has_its_exit_code_and_heading(kind: type, code: int, heading: str) -> None:
+    error = kind("the file is gone.")
+    assert isinstance(error, QwenlibError)
+    assert (error.exit_code, error.heading) == (code, heading)
+
+
+def test_a_notebook_shows_the_sentence_and_no_stack() -> None:
+    InteractiveShell = pytest.importorskip("IPython.core.interactiveshell").InteractiveShell
+    shell = InteractiveShell()
+    try:
+        raise Refused("there is no profile 'smoek'. Did you mean smoke?")
+    except Refused as error:
+        assert error._render_traceback_() == ["qwenlib refused: there is no profile 'smoek'. Did you mean smoke?"]
+    shown = []
+    shell._showtraceback = lambda kind, value, stack: shown.extend(stack)
+    shell.run_cell("from qwenlib.errors import WorkFailed\nraise WorkFailed('rank 1 of 2 failed.')")
+    assert shown == ["qwenlib failed: rank 1 of 2 failed."]

@@ -1,0 +1,236 @@
+"""Talking to a real MindFormers process."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, Dict, Iterator, List
+
+import psutil
+import pytest
+from micro import LOOP, SENTENCE, SETTINGS, Micro
+
+from qwenlib import infer
+from qwenlib.errors import WorkFailed
+
+pytestmark = pytest.mark.stack
+
+PROMPTS = ["The ", "An iris has", "你好", "Write a poem about", "1 + 1 =", "a", "\n\n", "Paris is the capital of", "🙂"]
+
+
+@pytest.fixture(scope="module")
+def base(micro: Micro, tmp_path_factory: pytest.TempPathFactory) -> Iterator[infer.Session]:
+    """The micro base: it knows no language, but every logit of it."""
+    with infer.Session(
+        micro.profile, load_checkpoint=micro.model_dir, run_dir=tmp_path_factory.mktemp("base"), **micro.files
+    ) as session:
+        yield session
+
+
+@pytest.fixture(scope="module")
+def speaker(micro: Micro, tmp_path_factory: pytest.TempPathFactory) -> Iterator[infer.Session]:
+    """A network of which every answer is known."""
+    with infer.Session(
+        micro.profile,
+        load_checkpoint=micro.speaker(),
+        run_dir=tmp_path_factory.mktemp("speaker"),
+        name="speaker",
+        **micro.files,
+    ) as session:
+        session.wait_ready()
+        yield session
+
+
+def ask(session: infer.Session, text: str, **settings: Any) -> Dict[str, Any]:
+    """An answer, with its ``pieces``."""
+    pieces: List[str] = []
+    return {**session.ask(text, on_text=pieces.append, **settings), "pieces": pieces}
+
+
+def test_greedy_answers_are_those_of_transformers(base: infer.Session, micro: Micro) -> None:
+    import torch
+    from transformers import Qwen2ForCausalLM
+
+    from qwenlib.data.tokenizer import load_tokenizer
+
+    tokenizer = load_tokenizer(**micro.files)
+    network = Qwen2ForCausalLM.from_pretrained(str(micro.hf), torch_dtype=torch.float32, local_files_only=True).eval()
+    for prompt in PROMPTS:
+        ids = torch.tensor([tokenizer.encode(prompt, add_special_tokens=False).ids])
+        stops = [tokenizer.token_to_id(text) for text in ("<|im_end|>", "<|endoftext|>")]
+        theirs = network.generate(
+            ids, max_new_tokens=24, do_sample=False, use_cache=True, eos_token_id=stops, pad_token_id=stops[1]
+        )[0, ids.shape[1] :].tolist()
+        ended = bool(theirs) and theirs[-1] in stops
+        ours = base.ask(prompt, chat=False, max_new_tokens=24)
+        assert ours["text"] == tokenizer.decode(theirs[:-1] if ended else theirs, skip_special_tokens=False)
+        assert ours["finish"] == ("stop" if ended else "length")
+        assert ours["prompt_tokens"] == ids.shape[1] and ours["answer_tokens"] == len(theirs) - ended
+
+
+def test_the_same_seed_gives_the_same_answer_and_another_seed_another(base: infer.Session) -> None:
+    def drawn(seed: int) -> str:
+        sampling = {"do_sample": True, "temperature": 2.0, "top_p": 1.0, "top_k": 0}
+        return str(base.ask("The", chat=False, max_new_tokens=16, seed=seed, **sampling)["text"])
+
+    assert drawn(1) == drawn(1)
+    assert len({drawn(seed) for seed in range(4)}) == 4
+
+
+def test_the_profile_gives_the_settings_that_are_not_given(base: infer.Session, micro: Micro) -> None:
+    assert micro.profile.predict is not None
+    answer = base.ask("The", chat=False)
+    assert answer["answer_tokens"] == micro.profile.predict.max_new_tokens == 12
+
+
+def test_an_answer_streams_in_whole_characters_and_ends_at_its_stop_token(speaker: infer.Session) -> None:
+    answer = ask(speaker, "Hello")
+    assert answer["pieces"] == list(SENTENCE), "characters of 4, 2, 3 and 1 tokens"
+    assert "".join(answer["pieces"]) == answer["text"] == SENTENCE
+    assert (answer["finish"], answer["answer_tokens"], answer["cut_tokens"]) == ("stop", 10, 0)
+    assert answer["prompt"] == infer.chat_prompt("Hello")
+    assert 0 < answer["first_token_seconds"] <= answer["seconds"] < 5
+
+
+def test_text_is_continued_as_it_stands_without_chat(speaker: infer.Session) -> None:
+    answer = ask(speaker, "x", chat=False, max_new_tokens=9)
+    assert answer["prompt"] == "x" and answer["prompt_tokens"] == 1
+    assert answer["text"] == "".join(answer["pieces"]) == "yxyxyxyxy" and answer["finish"] == "length"
+
+
+def test_stop_ends_the_answer(speaker: infer.Session) -> None:
+    pieces: List[str] = []
+    answer = speaker.ask("x", chat=False, max_new_tokens=120, on_text=pieces.append, stopped=lambda: len(pieces) >= 3)
+    assert answer["finish"] == "asked" and 3 <= answer["answer_tokens"] < 100
+    assert answer["text"] == "".join(pieces) == ("yx" * 60)[: len(pieces)]
+    assert ask(speaker, "Hello")["text"] == SENTENCE, "the next answer is whole again"
+
+
+def test_stop_works_while_no_whole_character_has_come(speaker: infer.Session) -> None:
+    began = time.monotonic()
+    answer = speaker.ask("q", chat=False, max_new_tokens=120, stopped=lambda: time.monotonic() - began > 0.05)
+    assert answer["finish"] == "asked" and answer["answer_tokens"] < 120
+
+
+def test_bytes_that_never_make_a_character_are_shown_as_such_at_the_end(speaker: infer.Session) -> None:
+    answer = ask(speaker, "q", chat=False, max_new_tokens=5)
+    assert "".join(answer["pieces"]) == answer["text"] == "\ufffd" * 5
+
+
+def test_a_stop_text_of_one_s_own(speaker: infer.Session) -> None:
+    assert ask(speaker, "x", chat=False, stop=["x"])["text"] == "y"
+
+
+def test_a_prompt_that_is_too_long_loses_its_beginning_and_says_so(speaker: infer.Session, micro: Micro) -> None:
+    answer = ask(speaker, LOOP * 100, chat=False)
+    assert (answer["prompt_tokens"], answer["cut_tokens"]) == (200, 200 - (micro.profile.data.seq_length - 1))
+    assert answer["answer_tokens"] == 1 and answer["text"] == "x"
+
+
+def test_an_answer_never_outgrows_the_sequence(speaker: infer.Session, micro: Micro) -> None:
+    answer = ask(speaker, "x", chat=False, max_new_tokens=10_000)
+    assert answer["prompt_tokens"] + answer["answer_tokens"] == micro.profile.data.seq_length
+
+
+@pytest.mark.parametrize(
+    ("text", "settings", "said"),
+    [
+        ("", {}, "the prompt is empty"),
+        ("x", {"max_new_tokens": 0}, "max_new_tokens must be at least 1, found 0"),
+        ("x", {"temprature": 1.0}, "temprature"),
+        ("x", {"stop": ["x y"]}, "stop: 'x y' is not one token"),
+        ("x", {"do_sample": True, "seed": -1}, "Seed must be between"),
+        ("x", {"do_sample": True, "temperature": "hot"}, "."),
+    ],
+)
+def test_a_question_that_cannot_be_answered_is_told_and_the_next_one_is(
+    speaker: infer.Session, text: str, settings: Dict[str, Any], said: str
+) -> None:
+    with pytest.raises(WorkFailed, match=f"speaker could not answer: .*{said}"):
+        speaker.ask(text, chat=False, **settings)
+    assert speaker.alive and ask(speaker, "Hello")["text"] == SENTENCE
+
+
+def test_an_asker_that_goes_away_takes_nothing_along(speaker: infer.Session) -> None:
+    class Gone(Exception):
+        pass
+
+    def on_text(piece: str) -> None:
+        raise Gone
+
+    for _ in range(2):
+        with pytest.raises(Gone):
+            speaker.ask("x", chat=False, max_new_tokens=120, on_text=on_text)
+    assert ask(speaker, "Hello")["text"] == SENTENCE
+
+
+def test_several_models_answer_the_same_prompts_side_by_side(speaker: infer.Session) -> None:
+    prompts = [{"prompt": "Hello", "answer": SENTENCE}, {"prompt": "Bye", "answer": ""}]
+    table = infer.compare({"one": speaker, "two": speaker}, prompts, max_new_tokens=10)
+    assert list(table.columns) == ["prompt", "expected", "one", "two"]
+    assert table["one"].tolist() == table["two"].tolist() == [SENTENCE, SENTENCE]
+    assert infer.exact_match(table)["one"] == {"right": 1, "of": 1, "share": 1.0}
+
+
+def processes_of(run_dir: Path) -> List[psutil.Process]:
+    """Every process whose command line names the run directory."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if str(run_dir) in " ".join(process.cmdline()):
+                found.append(process)
+    return found
+
+
+def test_closing_leaves_no_process_and_no_folder_and_is_told_when_asked_again(micro: Micro, tmp_path: Path) -> None:
+    session = infer.Session(micro.profile, load_checkpoint=micro.model_dir, run_dir=tmp_path, **micro.files)
+    assert session.alive and processes_of(tmp_path)
+    session.close()
+    session.close()
+    assert not session.alive and processes_of(tmp_path) == [] and not session._folder.exists()
+    with pytest.raises(WorkFailed, match="model is closed; open it again"):
+        session.ask("x")
+
+
+def test_a_program_that_ends_without_closing_leaves_no_process_and_no_folder(micro: Micro, tmp_path: Path) -> None:
+    code = (
+        "import json, sys, tempfile\nfrom qwenlib import infer, profile\n"
+        "tempfile.tempdir, hf, checkpoint, run_dir, settings = sys.argv[1:]\n"
+        "prof = profile.load('smoke', json.loads(settings))\n"
+        "files = {'vocab_file': hf + '/vocab.json', 'merges_file': hf + '/merges.txt'}\n"
+        "session = infer.Session(prof, load_checkpoint=checkpoint, run_dir=run_dir, **files)\n"
+        "assert session.alive and session._folder.exists()"
+    )
+    (tmp_path / "temporary").mkdir()
+    paths = [tmp_path / "temporary", micro.hf, micro.model_dir, tmp_path / "run"]
+    subprocess.run(
+        [sys.executable, "-c", code, *map(str, paths), json.dumps(SETTINGS)],
+        check=True,
+        env={**os.environ, "PYTHONPATH": str(Path(infer.__file__).parents[2])},
+    )
+    deadline = time.monotonic() + 15
+    while processes_of(tmp_path) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert processes_of(tmp_path) == []
+    assert list((tmp_path / "temporary").iterdir()) == []
+
+
+def test_a_process_that_was_killed_is_told_in_a_sentence(speaker: infer.Session) -> None:
+    """The last test of this file: the session is dead after it."""
+    (rank,) = speaker._run.poll()["ranks"]
+
+    def on_text(piece: str) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(rank["pid"], signal.SIGKILL)
+
+    with pytest.raises(WorkFailed, match="rank 0 was killed by SIGKILL"):
+        speaker.ask("x", chat=False, max_new_tokens=120, on_text=on_text)
+    assert not speaker.alive
+    with pytest.raises(WorkFailed, match="rank 0 was killed by SIGKILL"):
+        speaker.ask("x")
