@@ -1,0 +1,130 @@
+"""Killed, interrupted, out of disk, or twice at once: never half a file under the final name."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Iterator
+
+import pytest
+from weights_kit import make_folder, tensors_of
+
+from qwenlib.errors import Refused, WorkFailed
+from qwenlib.profile import Model
+from qwenlib.weights import convert
+from qwenlib.weights.layout import Planned, checkpoint_layout
+from qwenlib.weights.output import written
+
+ROOT = Path(__file__).resolve().parents[2]
+MEDIUM = Model(hidden_size=512, num_layers=6, num_heads=8, vocab_size=8000, intermediate_size=1400)  # 27 M parameters
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_folder(
+        tmp_path_factory.mktemp("medium") / "hf", MEDIUM, dtype="bfloat16", shards=3, values=tensors_of(MEDIUM)
+    )
+
+
+def start(folder: Path, out: Path) -> subprocess.Popen:
+    command = [
+        sys.executable,
+        "-m",
+        "qwenlib",
+        "weights",
+        "convert",
+        "--torch_ckpt_dir",
+        str(folder),
+        "--mindspore_ckpt_path",
+        str(out),
+        "--dtype",
+        "float32",
+    ]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def test_kill_9_at_any_instant_leaves_no_file_with_the_final_name(folder: Path, tmp_path: Path) -> None:
+    whole = Path(convert(folder, tmp_path / "whole.ckpt", "float32")["checkpoint"]).read_bytes()
+    draw = random.Random(5)
+    out = tmp_path / "model_dir" / "rank_0" / "qwen1_5.ckpt"
+    part = out.parent / ".qwen1_5.ckpt.part"
+    interrupted = 0
+    for _ in range(6):
+        process = start(folder, tmp_path / "model_dir")
+        until = time.monotonic() + 20
+        while not part.exists() and not out.exists() and process.poll() is None and time.monotonic() < until:
+            time.sleep(0.001)
+        time.sleep(draw.uniform(0, 0.15))
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        if out.exists():
+            assert out.read_bytes() == whole
+            out.unlink()
+        else:
+            interrupted += 1
+        assert [item.name for item in out.parent.glob("*.ckpt")] == []
+    assert interrupted >= 1
+    convert(folder, tmp_path / "model_dir", "float32")
+    assert out.read_bytes() == whole
+    assert sorted(item.name for item in out.parent.iterdir()) == ["qwen1_5.ckpt", "qwen1_5.ckpt.meta.json"]
+
+
+def test_the_interrupt_key_leaves_nothing(folder: Path, tmp_path: Path) -> None:
+    process = start(folder, tmp_path / "x.ckpt")
+    while not (tmp_path / ".x.ckpt.part").exists() and process.poll() is None:
+        time.sleep(0.001)
+    process.send_signal(signal.SIGINT)
+    code = process.wait(20)
+    assert code == 130 or (code == 0 and (tmp_path / "x.ckpt").exists())
+    assert not (tmp_path / ".x.ckpt.part").exists()
+
+
+def test_two_at_once_are_refused(tmp_path: Path) -> None:
+    layout = checkpoint_layout([Planned("a", "float32", (4,))])
+    plan = {tmp_path / "x.ckpt": layout}
+    with pytest.raises(Refused, match="another process is writing"), written(plan), written(plan):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_is_not_full_gets_no_name(tmp_path: Path) -> None:
+    with (
+        pytest.raises(WorkFailed, match="were planned"),
+        written({tmp_path / "x.ckpt": checkpoint_layout([Planned("a", "float32", (4,))])}),
+    ):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_place_that_cannot_be_written_is_told(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises((WorkFailed, Refused), match="file"):
+        convert(folder, tmp_path / "file" / "x.ckpt")
+
+
+@pytest.fixture()
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A tmpfs of 20 MiB."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=20m", "tmpfs", str(place)], capture_output=True)
+    if done.returncode:
+        pytest.skip(f"no tmpfs can be mounted here: {done.stderr.decode().strip()}")
+    yield place
+    subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+def test_a_full_disk_is_told_before_and_while_writing(
+    folder: Path, small_disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(Refused, match=r"needs \d+ MiB .* MiB are free"):
+        convert(folder, small_disk / "x.ckpt")
+    monkeypatch.setattr(sys.modules["qwenlib.weights.convert"], "require_space", lambda *given: None)
+    with pytest.raises(WorkFailed, match="no space left"):
+        convert(folder, small_disk / "x.ckpt")
+    assert list(small_disk.iterdir()) == []
