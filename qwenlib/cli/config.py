@@ -63,3 +63,34 @@ def render(
     else:
         tree = engine.train_config(prof, chosen, dataset_dir=train_dataset, **files)
     typer.echo(yaml.safe_dump(tree, sort_keys=False, allow_unicode=True).rstrip())
+
+
+@config.command("estimate")
+def estimate(
+    profile: str = typer.Option("lora_7b_910a", "--profile", help="A shipped profile, or the path of a .yaml file."),
+    task: str = typer.Option("", "--task", help="lora or finetune; default: what the profile has."),
+    train_dataset: Optional[Path] = typer.Option(None, "--train_dataset", help="Count the rows of this MindRecord."),
+    rows: int = typer.Option(0, "--rows", help="Rows of the data set; 0: the MindRecord's, else alpaca's 52002."),
+    real_share: float = typer.Option(1.0, "--real_share", help="Part of the tokens that is not padding, 0 to 1."),
+    mfu: float = typer.Option(0.0, "--mfu", help="Model FLOPs utilisation, 0 to 1; 0: what the guide's row implies."),
+    cards: int = typer.Option(0, "--cards", help="Suggest plans for 1 to 64 cards; 0: as many as the profile has."),
+    size: str = typer.Option("", "--size", help="Another Qwen1.5: 0.5B, 1.8B, 4B, 7B, 14B, 32B, 72B, 110B."),
+    setting: Optional[List[str]] = SETTING,
+    as_json: bool = typer.Option(False, "--json", help="Print one JSON document (bytes, tokens, hours)."),
+) -> None:
+    """Memory a card, steps, tokens, hours and disk of a training, and plans that fit; nothing is started.
+
+    Example: qwenlib config estimate --profile finetune_7b_910a --cards 16 --real_share 0.05
+    """
+    from qwenlib import estimate as room
+    from qwenlib import profile as profiles
+    from qwenlib.data import count_rows
+    from qwenlib.estimate.report import ALPACA_ROWS, text
+
+    prof = profiles.load(profile, setting or [])
+    if size:
+        prof = room.with_size(prof, size)
+    chosen = task or (prof.tasks() or [""])[0]
+    count = rows or (count_rows(train_dataset) if train_dataset else ALPACA_ROWS)
+    found = room.estimate(prof, chosen, rows=count, real_share=real_share, mfu=mfu, cards=cards)
+    typer.echo(json.dumps(found, indent=2) if as_json else text(found))
