@@ -126,6 +126,8 @@ class Profile:
     seed: int = 0
     max_device_memory: str = "31GB"
     num_parallel_workers: int = 8
+    remote_save_url: str = ""
+    """obs://… for auto_trans_ckpt in MindFormers' ModelArts mode; elsewhere nobody reads it."""
     model: Model = field(default_factory=Model)
     data: Data = field(default_factory=Data)
     lora: Optional[Task] = None
@@ -154,8 +156,10 @@ def names() -> List[str]:
     return sorted(path.stem for path in PROFILES.glob("*.yaml"))
 
 
-def load(name: Union[str, Path], overrides: Sequence[str] = ()) -> Profile:
+def load(name: Union[str, Path], overrides: Sequence[str] = (), checked: bool = True) -> Profile:
     """Read a shipped profile by name, or a YAML file by path, and apply ``overrides`` (``lora.epochs=3``).
+
+    ``checked`` False leaves :func:`check` to the caller, who has more to tell at the same time.
 
     Raises:
         Refused: no such profile, a key that does not exist, a value of the wrong type, or values that do not
@@ -178,8 +182,7 @@ def load(name: Union[str, Path], overrides: Sequence[str] = ()) -> Profile:
     for override in overrides:
         _override(tree, override, problems)
     profile = _build(Profile, {"name": path.stem, **tree}, "", problems)
-    if profile is not None and not problems:
-        problems += check(profile)
+    problems += check(profile) if checked and not problems else []
     if problems:
         raise Refused(f"profile {path}: " + "; ".join(problems) + ".")
     assert isinstance(profile, Profile)

@@ -20,12 +20,58 @@ def register(app: typer.Typer) -> None:
 @config.command("check")
 def check(
     profile: str = typer.Option("smoke", "--profile", help="A shipped profile, or the path of a .yaml file."),
+    task: str = typer.Option("", "--task", help="lora or finetune; default: every task that the profile has."),
+    load_checkpoint: Optional[Path] = typer.Option(None, "--load_checkpoint", help="model_dir, or a .ckpt."),
+    train_dataset: Optional[Path] = typer.Option(None, "--train_dataset", help="The MindRecord to train on."),
+    torch_ckpt_dir: Optional[Path] = typer.Option(
+        None, "--torch_ckpt_dir", help="Compare the model's sizes with this Hugging Face folder's config.json."
+    ),
+    rank_table: Optional[Path] = typer.Option(None, "--rank_table", help="Rank table for several Ascend ranks."),
+    output_dir: Optional[Path] = typer.Option(None, "--output_dir", help="Run directory: its disk is measured."),
     setting: Optional[List[str]] = SETTING,
-    as_json: bool = typer.Option(False, "--json", help="Print the resolved profile as one JSON document."),
+    as_json: bool = typer.Option(False, "--json", help="Print profile and findings as one JSON document."),
 ) -> None:
-    """Load a profile, tell every problem at once (exit code 2), and print what it resolves to.
+    """Tell every problem of a training at once, before anything is started (exit code 2 when there is one).
 
-    Example: qwenlib config check --profile lora_7b_910a -s lora.parallel.data_parallel=8
+    What is given is checked, the rest is skipped and said to be.
+
+    Example: qwenlib config check --profile lora_7b_910a --rank_table hccl.json --train_dataset alpaca.mindrecord
+    """
+    from dataclasses import asdict
+
+    from qwenlib import preflight
+    from qwenlib import profile as profiles
+    from qwenlib.weights import read_folder
+
+    prof = profiles.load(profile, setting or [], checked=False)
+    inputs = preflight.Inputs(load_checkpoint, train_dataset, rank_table=rank_table, run_dir=output_dir)
+    if torch_ckpt_dir is not None:
+        inputs.sizes = read_folder(torch_ckpt_dir).sizes
+    reports = [preflight.check(prof, name, inputs) for name in ([task] if task else prof.tasks())]
+    if as_json:
+        checks = {report.task: [asdict(item) for item in report.findings] for report in reports}
+        ok = not any(report.fails for report in reports)
+        typer.echo(json.dumps({"profile": profiles.to_dict(prof), "ok": ok, "checks": checks}, indent=2))
+    for report in reports:
+        if not as_json:
+            typer.echo(f"{report.profile}, {report.task}\n{report.text()}")
+    if not reports:
+        profiles.load(profile, setting or [])  # no training task: the profile alone
+        if not as_json:
+            typer.echo(f"{prof.name}: fits")
+    for report in reports:
+        report.stop()
+
+
+@config.command("show")
+def show(
+    profile: str = typer.Option("smoke", "--profile", help="A shipped profile, or the path of a .yaml file."),
+    setting: Optional[List[str]] = SETTING,
+    as_json: bool = typer.Option(False, "--json", help="Print one JSON document instead of YAML."),
+) -> None:
+    """Print the whole profile, defaults included, as it resolves.
+
+    Example: qwenlib config show --profile lora_7b_910a -s lora.epochs=3
     """
     import yaml
 

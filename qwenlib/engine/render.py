@@ -168,7 +168,7 @@ def _common(
     }
     if not on_cpu:
         context["ascend_config"] = {"precision_mode": "must_keep_origin_dtype"}
-    return {
+    config: Dict[str, Any] = {
         "seed": profile.seed,
         "output_dir": str(output_dir),
         "run_mode": run_mode,
@@ -213,6 +213,9 @@ def _common(
             },
         },
     }
+    if profile.remote_save_url:
+        config["remote_save_url"] = profile.remote_save_url
+    return config
 
 
 def _parallel(on_cpu: bool) -> Dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from qwenlib.estimate.memory import Memory, limit_bytes, per_card
 from qwenlib.estimate.plans import SIZES, suggest
-from qwenlib.estimate.report import estimate, figure, frame, with_size
+from qwenlib.estimate.report import estimate, figure, frame, text, with_size
 from qwenlib.estimate.speed import GUIDE, flops_per_token, guide_rows
 
 __all__ = [
@@ -17,5 +17,6 @@ __all__ = [
     "limit_bytes",
     "per_card",
     "suggest",
+    "text",
     "with_size",
 ]

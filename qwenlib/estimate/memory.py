@@ -74,17 +74,18 @@ def _stage(profile: Profile, task: Task, stage: int, every: Sequence[Slice]) -> 
     # Recomputing: each layer's input, and one layer while it is computed again.
     activations = alive * layers * block + layer if task.recompute else alive * layers * layer
     last = stage == plan.pipeline_stage - 1
+    shards = profile.device_target != "CPU"  # data parallel on the CPU shards nothing
     groups = 1 + sum(size > 1 for size in (plan.data_parallel, plan.model_parallel, plan.pipeline_stage))
     return Memory(
         stage,
         {
-            "weights": width * sum(item.kept for item in mine),
-            "gathered weights": width * sum(item.in_use - item.kept for item in mine),
+            "weights": width * sum(item.kept if shards else item.in_use for item in mine),
+            "gathered weights": width * sum(item.in_use - item.kept for item in mine) if shards else 0,
             "gradients": width * sum(item.in_use for item in learned),
-            "optimizer state": 8 * sum(item.kept for item in learned),
+            "optimizer state": 8 * sum(item.kept if shards else item.in_use for item in learned),
             "activations": activations,
             "logits": logits_bytes(model, task, profile.data.seq_length) if last else 0,
-            "HCCL buffers": HCCL_BUFFER * groups if plan.ranks > 1 else 0,
+            "HCCL buffers": HCCL_BUFFER * groups if plan.ranks > 1 and shards else 0,
         },
     )
 

@@ -51,11 +51,12 @@ def estimate(
     task = profile.task(task_name)
     if rows < 1 or not 0 < real_share <= 1 or not 0 <= mfu <= 1:
         raise Refused(f"rows must be 1 or more ({rows}), real_share in (0, 1] ({real_share}), mfu in [0, 1] ({mfu}).")
+    ascend = profile.device_target == "Ascend"
     stages = per_card(profile, task_name)
     limit, peak = limit_bytes(profile), max(stage.total for stage in stages)
     every = slices(profile.model, task.parallel, task.adapter)
     learned = sum(item.size for item in every if item.trainable)
-    whole = 2 * sum(item.size for item in every)
+    whole = (2 if profile.model.param_init_type == "float16" else 4) * sum(item.size for item in every)
     copies = task.keep_checkpoint_max
     return {
         "profile": profile.name,
@@ -72,7 +73,7 @@ def estimate(
         # Weights alone, overwritten at each save; and with Adam's two float32 states, keep_checkpoint_max of them.
         "disk": {"weights": whole, "with_optimizer": copies * (whole + 8 * learned)},
         "guide": guide_rows(),
-        "plans": suggest(profile, task_name, cards or task.parallel.ranks, real_share),
+        "plans": suggest(profile, task_name, cards or task.parallel.ranks, real_share) if ascend else [],
     }
 
 
@@ -80,6 +81,11 @@ def text(found: Dict[str, Any]) -> str:
     """An estimate in a few lines."""
     told, disk = found["length"], found["disk"]
     fits = "fits" if found["fits"] else "DOES NOT FIT"
+    speed = "no speed is known for a CPU"
+    if told["hours"] is not None:
+        speed = (
+            f"{told['hours']:.1f} h at MFU {told['mfu']:.1%} ({told['tokens_per_second_per_card']:.0f} tokens/s a card)"
+        )
     lines = [
         f"{found['profile']}, {found['task']} on {found['cards']} card(s): {found['peak'] / GIB:.1f} of "
         f"{found['limit'] / GIB:.0f} GiB a card, it {fits}; {found['trainable_parameters']:,} of "
@@ -90,10 +96,11 @@ def text(found: Dict[str, Any]) -> str:
         lines.append(f"  stage {stage['stage']}: {stage['total'] / GIB:.1f} GiB = {parts}")
     lines += [
         f"{told['steps']:,} steps of {told['rows_per_step']} rows; {told['tokens']:,} tokens, {told['real_tokens']:,} "
-        f"without padding; {told['hours']:.1f} h at MFU {told['mfu']:.1%} "
-        f"({told['tokens_per_second_per_card']:.0f} tokens/s a card)",
+        f"without padding; {speed}",
         f"checkpoints: {disk['weights'] / GIB:.1f} GiB weights, {disk['with_optimizer'] / GIB:.1f} GiB to resume from",
     ]
+    if told["hours"] is None:
+        return "\n".join(lines)
     for row in found["guide"]:
         lines.append(
             f"guide: {row['config']}, {row['cards']} cards, seq_length {row['seq_length']}: "

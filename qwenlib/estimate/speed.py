@@ -101,9 +101,13 @@ def rows_per_step(task: Task) -> int:
 
 
 def length(profile: Profile, task: Task, rows: int, real_share: float, mfu: float) -> Dict[str, Any]:
-    """Steps, tokens with and without padding, tokens a second and card, seconds a step, hours."""
+    """Steps, tokens with and without padding, tokens a second and card, seconds a step, hours.
+
+    On the CPU, whose speed nobody has stated, what follows from the speed is None.
+    """
     seq, per_step = profile.data.seq_length, rows_per_step(task)
     steps = rows // per_step * task.epochs
+    known = profile.device_target == "Ascend"
     speed = mfu * PEAK_FLOPS / flops_per_token(profile.model, task, seq)
     tokens = steps * per_step * seq
     return {
@@ -112,9 +116,9 @@ def length(profile: Profile, task: Task, rows: int, real_share: float, mfu: floa
         "steps": steps,
         "tokens": tokens,
         "real_tokens": round(tokens * real_share),
-        "mfu": mfu,
+        "mfu": mfu if known else None,
         "pipeline_bubble": bubble(task),
-        "tokens_per_second_per_card": speed,
-        "seconds_per_step": per_step * seq / (speed * task.parallel.ranks),
-        "hours": tokens / (speed * task.parallel.ranks) / 3600,
+        "tokens_per_second_per_card": speed if known else None,
+        "seconds_per_step": per_step * seq / (speed * task.parallel.ranks) if known else None,
+        "hours": tokens / (speed * task.parallel.ranks) / 3600 if known else None,
     }

@@ -97,7 +97,7 @@ def test_slices_are_mindformers_own(plan: Parallel, tuned: str) -> None:
         if ours[name].split != cuts:
             wrong.append((name, ours[name].split, cuts))
     assert wrong == []
-    assert len(split) >= 7 * SMALL.num_layers + 1
+    assert len(split) == 7 * SMALL.num_layers * (1 if tuned == "all" else 3) + 1
     for name, item in ours.items():
         if not plain[name].parallel_optimizer:
             assert item.shard == 1, name
