@@ -103,6 +103,12 @@ ARTEFACTS = (
         "profiles/test_profiles_docs.py::test_ranks_get_upstreams_environment",
     ),
     Artefact(
+        "16 ranks on two hosts, started by the notebooks",
+        EQUAL,
+        "environment, folder, command and YAML of every rank are the expected 16 (fake hosts; MindFormers stood in for)",
+        "profiles/test_profiles_two_hosts.py::test_every_rank_is_started_with_what_it_must_be",
+    ),
+    Artefact(
         "command line of a rank",
         DIFFERENT,
         "python -m qwenlib.engine.rank JOB.json instead of run_qwen1_5.py: its --use_parallel default switches the "
