@@ -105,7 +105,7 @@ ARTEFACTS = (
     Artefact(
         "16 ranks on two hosts, started by the notebooks",
         EQUAL,
-        "environment, folder, command and YAML of every rank are the expected 16 (fake hosts; MindFormers stood in for)",
+        "environment, folder, command and YAML of every rank are the expected 16 (on fake hosts, without MindFormers)",
         "profiles/test_profiles_two_hosts.py::test_every_rank_is_started_with_what_it_must_be",
     ),
     Artefact(
