@@ -20,12 +20,58 @@ def register(app: typer.Typer) -> None:
 @config.command("check")
 def check(
     profile: str = typer.Option("smoke", "--profile", help="A shipped profile, or the path of a .yaml file."),
+    task: str = typer.Option("", "--task", help="lora or finetune; default: every task that the profile has."),
+    load_checkpoint: Optional[Path] = typer.Option(None, "--load_checkpoint", help="model_dir, or a .ckpt."),
+    train_dataset: Optional[Path] = typer.Option(None, "--train_dataset", help="The MindRecord to train on."),
+    torch_ckpt_dir: Optional[Path] = typer.Option(
+        None, "--torch_ckpt_dir", help="Compare the model's sizes with this Hugging Face folder's config.json."
+    ),
+    rank_table: Optional[Path] = typer.Option(None, "--rank_table", help="Rank table for several Ascend ranks."),
+    output_dir: Optional[Path] = typer.Option(None, "--output_dir", help="Run directory: its disk is measured."),
     setting: Optional[List[str]] = SETTING,
-    as_json: bool = typer.Option(False, "--json", help="Print the resolved profile as one JSON document."),
+    as_json: bool = typer.Option(False, "--json", help="Print profile and findings as one JSON document."),
 ) -> None:
-    """Load a profile, tell every problem at once (exit code 2), and print what it resolves to.
+    """Tell every problem of a training at once, before anything is started (exit code 2 when there is one).
 
-    Example: qwenlib config check --profile lora_7b_910a -s lora.parallel.data_parallel=8
+    What is given is checked, the rest is skipped and said to be.
+
+    Example: qwenlib config check --profile lora_7b_910a --rank_table hccl.json --train_dataset alpaca.mindrecord
+    """
+    from dataclasses import asdict
+
+    from qwenlib import preflight
+    from qwenlib import profile as profiles
+    from qwenlib.weights import read_folder
+
+    prof = profiles.load(profile, setting or [], checked=False)
+    inputs = preflight.Inputs(load_checkpoint, train_dataset, rank_table=rank_table, run_dir=output_dir)
+    if torch_ckpt_dir is not None:
+        inputs.sizes = read_folder(torch_ckpt_dir).sizes
+    reports = [preflight.check(prof, name, inputs) for name in ([task] if task else prof.tasks())]
+    if as_json:
+        checks = {report.task: [asdict(item) for item in report.findings] for report in reports}
+        ok = not any(report.fails for report in reports)
+        typer.echo(json.dumps({"profile": profiles.to_dict(prof), "ok": ok, "checks": checks}, indent=2))
+    for report in reports:
+        if not as_json:
+            typer.echo(f"{report.profile}, {report.task}\n{report.text()}")
+    if not reports:
+        profiles.load(profile, setting or [])  # no training task: the profile alone
+        if not as_json:
+            typer.echo(f"{prof.name}: fits")
+    for report in reports:
+        report.stop()
+
+
+@config.command("show")
+def show(
+    profile: str = typer.Option("smoke", "--profile", help="A shipped profile, or the path of a .yaml file."),
+    setting: Optional[List[str]] = SETTING,
+    as_json: bool = typer.Option(False, "--json", help="Print one JSON document instead of YAML."),
+) -> None:
+    """Print the whole profile, defaults included, as it resolves.
+
+    Example: qwenlib config show --profile lora_7b_910a -s lora.epochs=3
     """
     import yaml
 
@@ -63,3 +109,34 @@ def render(
     else:
         tree = engine.train_config(prof, chosen, dataset_dir=train_dataset, **files)
     typer.echo(yaml.safe_dump(tree, sort_keys=False, allow_unicode=True).rstrip())
+
+
+@config.command("estimate")
+def estimate(
+    profile: str = typer.Option("lora_7b_910a", "--profile", help="A shipped profile, or the path of a .yaml file."),
+    task: str = typer.Option("", "--task", help="lora or finetune; default: what the profile has."),
+    train_dataset: Optional[Path] = typer.Option(None, "--train_dataset", help="Count the rows of this MindRecord."),
+    rows: int = typer.Option(0, "--rows", help="Rows of the data set; 0: the MindRecord's, else alpaca's 52002."),
+    real_share: float = typer.Option(1.0, "--real_share", help="Part of the tokens that is not padding, 0 to 1."),
+    mfu: float = typer.Option(0.0, "--mfu", help="Model FLOPs utilisation, 0 to 1; 0: what the guide's row implies."),
+    cards: int = typer.Option(0, "--cards", help="Suggest plans for 1 to 64 cards; 0: as many as the profile has."),
+    size: str = typer.Option("", "--size", help="Another Qwen1.5: 0.5B, 1.8B, 4B, 7B, 14B, 32B, 72B, 110B."),
+    setting: Optional[List[str]] = SETTING,
+    as_json: bool = typer.Option(False, "--json", help="Print one JSON document (bytes, tokens, hours)."),
+) -> None:
+    """Memory a card, steps, tokens, hours and disk of a training, and plans that fit; nothing is started.
+
+    Example: qwenlib config estimate --profile finetune_7b_910a --cards 16 --real_share 0.05
+    """
+    from qwenlib import estimate as room
+    from qwenlib import profile as profiles
+    from qwenlib.data import count_rows
+    from qwenlib.estimate.report import ALPACA_ROWS, text
+
+    prof = profiles.load(profile, setting or [])
+    if size:
+        prof = room.with_size(prof, size)
+    chosen = task or (prof.tasks() or [""])[0]
+    count = rows or (count_rows(train_dataset) if train_dataset else ALPACA_ROWS)
+    found = room.estimate(prof, chosen, rows=count, real_share=real_share, mfu=mfu, cards=cards)
+    typer.echo(json.dumps(found, indent=2) if as_json else text(found))

@@ -23,6 +23,11 @@ class Tokens:
     eos_token_id: int = 151643
     bos_token_id: int = 151643
 
+    @property
+    def im_end_token_id(self) -> int:
+        """``<|im_end|>``, which ends a ChatML answer: <|endoftext|>, <|im_start|> and it stand side by side."""
+        return self.pad_token_id + 2
+
 
 def train_config(
     profile: Profile,
@@ -43,6 +48,7 @@ def train_config(
     config = _common(profile, task.parallel, "finetune", output_dir, vocab_file, merges_file, tokens or Tokens())
     model_config = config["model"]["model_config"]
     model_config.update(batch_size=task.batch_size, use_past=False)
+    config["recompute_config"]["recompute"] = task.recompute
     if task.adapter is not None:
         model_config["pet_config"] = _pet_config(profile.model, task)
     config["runner_config"] = {
@@ -117,7 +123,9 @@ def predict_config(
     use_past: bool = True,
 ) -> Dict[str, Any]:
     """The MindFormers configuration for generation; ``adapter_task`` gives the LoRA shape of a LoRA checkpoint."""
-    config = _common(profile, Parallel(), "predict", output_dir, vocab_file, merges_file, tokens or Tokens())
+    tokens = tokens or Tokens()
+    plan = Parallel(vocab_emb_dp=False)
+    config = _common(profile, plan, "predict", output_dir, vocab_file, merges_file, tokens)
     config["use_parallel"] = False
     config["auto_trans_ckpt"] = False
     config["runner_config"] = {"epochs": 1, "batch_size": batch_size, "sink_mode": False, "sink_size": 1}
@@ -125,6 +133,7 @@ def predict_config(
     model_config = config["model"]["model_config"]
     model_config.update(
         batch_size=batch_size,
+        eos_token_id=tokens.im_end_token_id,
         use_past=use_past,
         use_flash_attention=False,
         repetition_penalty=settings.repetition_penalty,
@@ -159,7 +168,7 @@ def _common(
     }
     if not on_cpu:
         context["ascend_config"] = {"precision_mode": "must_keep_origin_dtype"}
-    return {
+    config: Dict[str, Any] = {
         "seed": profile.seed,
         "output_dir": str(output_dir),
         "run_mode": run_mode,
@@ -204,6 +213,9 @@ def _common(
             },
         },
     }
+    if profile.remote_save_url:
+        config["remote_save_url"] = profile.remote_save_url
+    return config
 
 
 def _parallel(on_cpu: bool) -> Dict[str, Any]:

@@ -1,0 +1,169 @@
+"""Every problem of a training is told before it is started, and all at once."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from pathlib import Path
+from typing import Any, Dict, List, Optional
+
+import pytest
+from typer.testing import CliRunner
+
+from qwenlib import preflight
+from qwenlib import profile as profiles
+from qwenlib.cli.main import app
+from qwenlib.doctor.report import FAIL, OK, SKIP, WARN
+from qwenlib.errors import Refused
+from qwenlib.ranktable import Device, RankTable, Server
+
+
+def table(path: Path, servers: int, cards: int = 8) -> Path:
+    made = tuple(
+        Server(
+            f"10.0.0.{node + 1}",
+            tuple(Device(card, f"192.{card % 4 + 1}.{node}.{card + 1}", node * cards + card) for card in range(cards)),
+        )
+        for node in range(servers)
+    )
+    path.write_text(json.dumps(RankTable(made).to_dict()), encoding="utf-8")
+    return path
+
+
+def mindrecord(folder: Path, rows: int, **config: Any) -> Path:
+    """A file and the index that MindSpore writes beside it: enough for what is looked at without MindSpore."""
+    path = folder / "t.mindrecord"
+    path.write_bytes(b"\0" * 64)
+    with sqlite3.connect(str(path) + ".db") as database:
+        database.execute("create table INDEXES (ROW_ID INT)")
+        database.executemany("insert into INDEXES values (?)", [(row,) for row in range(rows)])
+    database.close()
+    return path
+
+
+def model_dir(folder: Path, ranks: int = 1, size: int = 15_442_649_088) -> Path:
+    for rank in range(ranks):
+        path = folder / "model_dir" / f"rank_{rank}" / "x.ckpt"
+        path.parent.mkdir(parents=True)
+        with open(path, "wb") as stream:
+            stream.truncate(size)  # sparse: no disk is used
+    return folder / "model_dir"
+
+
+def states(name: str, task: str, settings: Optional[List[str]] = None, **given: Any) -> Dict[str, str]:
+    inputs: Dict[str, Any] = {"environ": {}, "has_module": lambda module: True, "available_memory": 2**40, **given}
+    profile = profiles.load(name, settings or [], checked=False)
+    report = preflight.check(profile, task, preflight.Inputs(**inputs))
+    order = {FAIL: 0, WARN: 1, OK: 2, SKIP: 3}
+    found: Dict[str, str] = {}
+    for item in sorted(report.findings, key=lambda item: order[item.state]):
+        found.setdefault(item.name, item.state)
+    return found
+
+
+def test_shipped_profiles_pass_on_a_machine_that_fits(tmp_path: Path) -> None:
+    for name, task, servers, seq in (("lora_7b_910a", "lora", 1, 2048), ("finetune_7b_910a", "finetune", 2, 4096)):
+        folder = tmp_path / name
+        folder.mkdir()
+        found = states(
+            name,
+            task,
+            load_checkpoint=model_dir(folder),
+            train_dataset=mindrecord(folder, 6400),
+            data_config={"seq_length": seq, "labels": "all", "special_ids": {"<|im_end|>": 151645}},
+            rank_table=table(folder / "hccl.json", servers),
+        )
+        assert FAIL not in found.values(), found
+        assert found["ranks"] == found["checkpoint"] == found["data rows"] == OK
+
+
+@pytest.mark.parametrize(
+    ("settings", "name"),
+    [
+        (["lora.parallel.model_parallel=3"], "profile"),
+        (["lora.parallel.data_parallel=2"], "ranks"),
+        (["model.n_kv_heads=1"], "model sizes"),
+        (["lora.parallel.pipeline_stage=64", "lora.parallel.micro_batch_num=64"], "model sizes"),
+        (["lora.parallel.pipeline_stage=2"], "profile"),
+        (["lora.parallel.micro_batch_num=4"], "micro-batches"),
+        (["data.seq_length=4096"], "data seq_length"),
+        (["data.labels=assistant"], "data labels"),
+        (["data.seq_length=65536"], "sequence length"),
+        (["model.vocab_size=100000"], "data vocabulary"),
+        (["lora.batch_size=2000"], "data rows"),
+        (["lora.sink_size=5000"], "sink size"),
+        (["lora.sink_mode=false"], "sink mode"),
+        (["remote_save_url=/tmp/x"], "remote_save_url"),
+        (["model.num_layers=16"], "checkpoint"),
+    ],
+)
+def test_each_wrong_setting_is_named(settings: List[str], name: str, tmp_path: Path) -> None:
+    found = states(
+        "lora_7b_910a",
+        "lora",
+        settings,
+        load_checkpoint=model_dir(tmp_path),
+        train_dataset=mindrecord(tmp_path, 6400),
+        data_config={"seq_length": 2048, "labels": "all", "special_ids": {"<|im_end|>": 151645}},
+        rank_table=table(tmp_path / "hccl.json", 1),
+    )
+    assert found[name] == FAIL, found
+
+
+def test_no_flash_attention_is_refused_with_the_install_lines() -> None:
+    report = preflight.check(
+        profiles.load("lora_7b_910a"), "lora", preflight.Inputs(environ={}, has_module=lambda name: False)
+    )
+    with pytest.raises(Refused, match=r"fa1_for_ms2\.2\.11.*pip install.*use_flash_attention=false"):
+        report.stop()
+    assert states("lora_7b_910a", "lora", ["model.use_flash_attention=false"])["FlashAttention"] == OK
+
+
+def test_host_memory_counts_whole_loads_and_slices(tmp_path: Path) -> None:
+    folder = model_dir(tmp_path)
+    plain = ["lora.parallel.model_parallel=1", "lora.parallel.data_parallel=8"]
+    given: Dict[str, Any] = {"load_checkpoint": folder, "available_memory": 100 * 2**30}
+    assert states("lora_7b_910a", "lora", plain, **given)["host memory"] == FAIL  # 8 x 14.4 GiB
+    assert states("lora_7b_910a", "lora", [], **given)["host memory"] == OK
+
+
+def test_checkpoint_layouts(tmp_path: Path) -> None:
+    assert states("lora_7b_910a", "lora", load_checkpoint=model_dir(tmp_path, 4, 10))["checkpoint"] == FAIL
+    (tmp_path / "eight").mkdir()
+    eight = model_dir(tmp_path / "eight", 8, 10)
+    assert states("lora_7b_910a", "lora", load_checkpoint=eight)["checkpoint"] == WARN
+    (eight / "rank_3" / "y.ckpt").write_bytes(b"")
+    assert states("lora_7b_910a", "lora", load_checkpoint=eight)["checkpoint"] == FAIL
+    assert states("lora_7b_910a", "lora", load_checkpoint=tmp_path / "none")["checkpoint"] == FAIL
+
+
+def test_modelarts_mode_needs_a_place_to_save() -> None:
+    environ = {"S3_ACCESS_KEY_ID": "hidden"}
+    assert states("lora_7b_910a", "lora", environ=environ)["ModelArts mode"] == FAIL
+    saved = ["remote_save_url=obs://bucket/run"]
+    assert states("lora_7b_910a", "lora", saved, environ=environ)["ModelArts mode"] == WARN
+    assert states("lora_7b_910a", "lora")["ModelArts mode"] == OK
+
+
+def test_two_servers_are_told_to_share_the_folder(tmp_path: Path) -> None:
+    found = states("finetune_7b_910a", "finetune", rank_table=table(tmp_path / "hccl.json", 2))
+    assert found["shared folder"] == WARN
+
+
+def test_broken_rank_table_does_not_hide_the_rest(tmp_path: Path) -> None:
+    (tmp_path / "hccl.json").write_text("{", encoding="utf-8")
+    found = states("lora_7b_910a", "lora", ["data.seq_length=65536"], rank_table=tmp_path / "hccl.json")
+    assert found["ranks"] == found["sequence length"] == FAIL
+
+
+def test_command_tells_all_at_once(tmp_path: Path) -> None:
+    data = mindrecord(tmp_path, 1)
+    arguments = ["config", "check", "--profile", "smoke", "--train_dataset", str(data), "--json"]
+    done = CliRunner().invoke(app, [*arguments, "-s", "model.num_heads=3", "-s", "lora.sink_mode=true"])
+    assert isinstance(done.exception, Refused)
+    document = json.loads(done.stdout)
+    assert not document["ok"]
+    told = str(done.exception)
+    assert "num_heads 3" in told
+    assert "sink_mode" in told
+    assert "1 rows are fewer than the 16" in told
