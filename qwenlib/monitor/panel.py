@@ -57,7 +57,7 @@ class LivePlot:
         self._launch: Dict[str, Any] = {}
         self._start = time.monotonic()
         self._said = self._start
-        self._drawn, self._drawing, self._shown = 0.0, 0.0, (0, 0)
+        self._worded, self._drawn, self._pause, self._shown = 0.0, 0.0, REDRAW_SECONDS, 0
         self._id = uuid.uuid4().hex
         self._displayed: set = set()
         self._button: Any = self._make_button() if button and self.live else None
@@ -73,15 +73,16 @@ class LivePlot:
             if now - self._said >= self.seconds:
                 self._said = now
                 print(self.status(), file=sys.stderr, flush=True)
-        elif now - self._drawn >= max(REDRAW_SECONDS, 20 * self._drawing):
-            self._drawn = now
+            return
+        if now - self._worded >= REDRAW_SECONDS:
+            self._worded = now
             self._show("status", self._words())
-            shown = (len(self.records), len(self.memory.history) if self.records else 0)
-            if self.records and shown != self._shown:
-                self._shown = shown
-                self._show("plot", {"image/png": self._png(), "text/plain": self.title})
-                self._drawing = time.monotonic() - now
-                self.redraws += 1
+        if self.records and len(self.records) != self._shown and now - self._drawn >= self._pause:
+            self._drawn, self._shown = now, len(self.records)
+            self._show("plot", {"image/png": self._png(), "text/plain": self.title})
+            self.redraws += 1
+            if self.redraws > 1:  # the first one loads matplotlib and its fonts
+                self._pause = max(REDRAW_SECONDS, 20 * (time.monotonic() - now))
 
     def status(self) -> str:
         """One line: where the run is, how it goes, how long it will still take."""
@@ -180,7 +181,7 @@ class LivePlot:
         html.append(f"<p>{escape(more)}</p>" if more else "")
         if log:
             text = "\n".join(escape(line) for line in log)
-            html.append(f'<pre style="font-size: 85%; overflow-x: auto">{text}</pre>')
+            html.append(f'<pre style="font-size: 85%; overflow-x: auto; white-space: pre">{text}</pre>')
         return {"text/plain": "\n".join(filter(None, plain)), "text/html": "".join(html)}
 
     def _png(self) -> bytes:
@@ -211,7 +212,12 @@ class LivePlot:
             return None
         button = ipywidgets.Button(description="stop", icon="stop", tooltip="End all ranks of this run")
         button.on_click(lambda _button: self.stop_asked.set())
-        return display(button, display_id=f"{self._id}-stop")
+        shown = display(button, display_id=f"{self._id}-stop")
+        # ipykernel 7 remembers that the busy main thread made the button and would keep its clicks for that; without
+        # the memory, they go to the subshell that JupyterLab sends them to.
+        with contextlib.suppress(TypeError):
+            vars(button.comm).pop("_reply_subshell_id", None)
+        return shown
 
 
 def _drop_empty(table: List[List[str]]) -> List[List[str]]:

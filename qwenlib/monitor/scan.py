@@ -6,7 +6,7 @@ import re
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Dict, Optional, Sequence, Tuple, Union
+from typing import Dict, Optional, Sequence, Set, Tuple, Union
 
 from qwenlib.monitor.signatures import Signature, groups
 
@@ -59,7 +59,8 @@ class LogScan:
         self.size = 0
         self._rest = b""
         self._last_line = self._before = b""
-        self._taken_back: set = set()
+        self._taken_back: Set[str] = set()
+        self._begins = {match.find[:2] for signature in signatures for match in signature.match}
 
     def feed(self, data: bytes) -> None:
         """Look through the lines that ``data`` completes."""
@@ -90,10 +91,12 @@ class LogScan:
     def _scan(self, buffer: bytes, end: int) -> None:
         if not end:
             return
+        # Most texts are not there: the codes begin alike, so one look for "EI" spares those for EI0001, EI0002, …
+        begins = {begin for begin in self._begins if buffer.find(begin, 0, end) >= 0}
         for signature in self.signatures:
             if signature.unless and buffer.find(signature.unless, 0, end) >= 0:
                 self._taken_back.add(signature.id)
-            self._look(signature, buffer, end)
+            self._look(signature, buffer, end, begins)
         if self.error is None:
             self._look_for_error(buffer, end)
         last = buffer[:end].rstrip()[-LONGEST_LINE:]
@@ -102,10 +105,10 @@ class LogScan:
         self._before = (self._before + buffer[max(0, end - STAMP_NEAR) : end])[-STAMP_NEAR:]
         self.lines += buffer.count(b"\n", 0, end)
 
-    def _look(self, signature: Signature, buffer: bytes, end: int) -> None:
+    def _look(self, signature: Signature, buffer: bytes, end: int, begins: Set[bytes]) -> None:
         found: Dict[int, Tuple[int, re.Match]] = {}  # by the line's beginning: two patterns count a line once
         for match in signature.match:
-            place = buffer.find(match.find, 0, end)
+            place = buffer.find(match.find, 0, end) if match.find[:2] in begins else -1
             while place >= 0:
                 begin = max(buffer.rfind(b"\n", 0, place) + 1, place - LONGEST_LINE)
                 stop = _line_end(buffer, place)
