@@ -150,6 +150,8 @@ def finetune(
             title=f"{task_name} · {profile.name}",
             real_share=real_share,
             lead=plan.ranks - 1 if task.parallel.pipeline_stage > 1 else 0,
+            flops_per_token=monitor.flops_per_token(profile.model, profile.data.seq_length, task.adapter),
+            peak_flops=monitor.peak_here() if profile.device_target == "Ascend" else None,
         )
     result = read_json(Path(run_dir) / "result.json")
     checkpoint = place.locate(output / "checkpoint_network")

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Dict, List, Optional, Union
+from typing import IO, TYPE_CHECKING, Any, Dict, List, Optional, Tuple, Union
 
 from qwenlib.errors import Refused
 from qwenlib.monitor.reader import Follower, LossReader, Step
@@ -30,35 +31,60 @@ COLUMNS = {
     "tokens_per_second_per_rank": "float64",
     "tokens_per_second": "float64",
     "real_tokens_per_second": "float64",
+    "mfu": "float64",
 }
-"""Columns of :func:`read_metrics`. ``tokens_*``: rows of ``seq_length``, padding included; ``real_*``: without."""
+"""Columns of :func:`read_metrics`. ``tokens_*``: rows of ``seq_length``, padding included; ``real_*``: without.
+``mfu``: 0 to 1, padding included (:mod:`qwenlib.monitor.flops`); empty for a chip whose peak is not known."""
 
 
 class MetricsTail:
-    """Follows one rank's log and appends its steps to ``metrics.jsonl``.
+    """Follows one rank's log and appends its steps to ``metrics.jsonl``, from where an earlier watcher stopped.
+
+    Several may watch one run: the one that holds the file's lock writes, the others read what it writes; when it is
+    gone (a kernel was restarted), one of them takes over.
 
     Args:
         log: the rank's log. With pipeline stages, only the last stage's loss means something: give its rank's.
         metrics: the file to append to.
-        seq_length: tokens of a row.
+        seq_length: tokens of a row; None: not known, and so no tokens per second.
         ranks: ranks over all hosts.
         real_share: the part of the tokens that is not padding, 0 to 1.
+        flops_per_token: see :func:`qwenlib.monitor.flops.flops_per_token`.
+        peak_flops: FLOP/s of one card; without both, there is no MFU.
     """
 
     def __init__(
-        self, log: Union[str, Path], metrics: Union[str, Path], seq_length: int, ranks: int, real_share: float = 1.0
+        self,
+        log: Union[str, Path],
+        metrics: Union[str, Path],
+        seq_length: Optional[int],
+        ranks: int,
+        real_share: float = 1.0,
+        flops_per_token: Optional[float] = None,
+        peak_flops: Optional[float] = None,
     ):
-        if seq_length < 1 or ranks < 1 or not 0 <= real_share <= 1:
+        if (seq_length is not None and seq_length < 1) or ranks < 1 or not 0 <= real_share <= 1:
             raise Refused(
                 f"seq_length and ranks must be at least 1 and real_share 0 to 1, "
                 f"found {seq_length}, {ranks} and {real_share}."
             )
         self.metrics = Path(metrics)
         self.seq_length, self.ranks, self.real_share = seq_length, ranks, real_share
+        self.of_peak = flops_per_token / peak_flops if flops_per_token and peak_flops else None
         self.follower, self.reader = Follower(log), LossReader()
+        self.written = Follower(self.metrics)
+        self._half = b""
+        self._skip = 0
+        self._lock: Optional[IO[bytes]] = None
 
     def update(self, last: bool = False) -> List[Dict[str, Any]]:
         """Read what is new and append it; returns the new records. ``last``: the log has ended."""
+        records = [] if self._lock else self._read_written()
+        if not self._lock:
+            more = self._take_over()
+            if more is None:
+                return records
+            records += more
         steps: List[Step] = []
         portions = 0
         while last or portions < MOST_PORTIONS:  # a rank that floods its log must not keep us here for ever
@@ -69,20 +95,74 @@ class MetricsTail:
             steps += self.reader.feed(data)
         if last:
             steps += self.reader.close()
-        records = [self._record(step) for step in steps]
-        if records:
-            append(self.metrics, records)
+        new = [self._record(step) for step in steps[self._skip :]]
+        self._skip = max(0, self._skip - len(steps))
+        if new:
+            append(self.metrics, new)
+        return records + new
+
+    def close(self) -> None:
+        """Let another watcher write."""
+        if self._lock:
+            self._lock.close()
+            self._lock = None
+
+    def _take_over(self) -> Optional[List[Dict[str, Any]]]:
+        """Become the writer: nothing is lost or written twice, for a log always gives the same steps.
+
+        Returns what was written before and not read yet; None: another one is the writer.
+        """
+        if not self.follower.path.exists():
+            return None  # as long as there is nothing to write, leave no file
+        handle = open(self.metrics, "ab")  # noqa: SIM115 (held as long as we write)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            handle.close()
+            return None
+        except OSError:
+            pass  # a file system without locks
+        records = self._read_written()
+        lines = count_lines(self.metrics)
+        handle.truncate(lines[1])  # without the half line of a writer that was killed
+        self._skip, self._lock, self._half = lines[0], handle, b""
         return records
 
+    def _read_written(self) -> List[Dict[str, Any]]:
+        data = b"".join(iter(self.written.read, b""))
+        *lines, self._half = (self._half + data).split(b"\n")
+        return [record for record in map(_parsed, lines) if record is not None]
+
     def _record(self, step: Step) -> Dict[str, Any]:
-        rate = step.samples_per_second_per_rank
-        tokens: Optional[float] = None if rate is None else rate * self.seq_length
+        rate, length = step.samples_per_second_per_rank, self.seq_length
+        tokens: Optional[float] = None if rate is None or length is None else rate * length
         return {
             **step.to_dict(),
             "tokens_per_second_per_rank": tokens,
             "tokens_per_second": None if tokens is None else tokens * self.ranks,
             "real_tokens_per_second": None if tokens is None else tokens * self.ranks * self.real_share,
+            "mfu": None if tokens is None or self.of_peak is None else tokens * self.of_peak,
         }
+
+
+def _parsed(line: bytes) -> Optional[Dict[str, Any]]:
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return None
+    return record if isinstance(record, dict) else None
+
+
+def count_lines(path: Path) -> Tuple[int, int]:
+    """Whole lines of a file, and where the last of them ends."""
+    count = end = place = 0
+    with open(path, "rb") as stream:
+        for data in iter(lambda: stream.read(2**20), b""):
+            count += data.count(b"\n")
+            if b"\n" in data:
+                end = place + data.rfind(b"\n") + 1
+            place += len(data)
+    return count, end
 
 
 def append(path: Path, records: List[Dict[str, Any]]) -> None:
@@ -105,16 +185,27 @@ def read_metrics(path: Union[str, Path]) -> pandas.DataFrame:
     Raises:
         Refused: a line that is not JSON (path and line).
     """
+    return to_frame(read_records(path))
+
+
+def read_records(path: Union[str, Path]) -> List[Dict[str, Any]]:
+    """The lines of ``metrics.jsonl`` (or of the run directory that holds it); [] when there is none.
+
+    Raises:
+        Refused: a line that is not a JSON object (path and line).
+    """
     path = Path(path)
     path = path / METRICS_FILE if path.is_dir() else path
-    lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.is_file() else []
+    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1] if path.is_file() else []
     records = []
     for number, line in enumerate(lines, 1):
         try:
             records.append(json.loads(line))
         except json.JSONDecodeError as error:
             raise Refused(f"{path}, line {number}: not JSON ({error.msg}).") from None
-    return to_frame(records)
+        if not isinstance(records[-1], dict):
+            raise Refused(f"{path}, line {number}: a step is a JSON object, found {line[:60]}.")
+    return records
 
 
 def to_frame(records: List[Dict[str, Any]]) -> pandas.DataFrame:
@@ -149,6 +240,7 @@ def summarize(frame: pandas.DataFrame) -> Dict[str, Any]:
         "tokens_per_second_per_rank": median("tokens_per_second_per_rank"),
         "tokens_per_second": median("tokens_per_second"),
         "real_tokens_per_second": median("real_tokens_per_second"),
+        "mfu": median("mfu"),
     }
 
 

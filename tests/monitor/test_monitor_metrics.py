@@ -70,3 +70,51 @@ def test_a_broken_line_is_refused_with_its_place(tmp_path):
 def test_numbers_that_make_no_sense_are_refused(tmp_path, values):
     with pytest.raises(Refused, match="seq_length and ranks must be at least 1 and real_share 0 to 1"):
         MetricsTail(tmp_path / "log", tmp_path / "m", **{"seq_length": 8, "ranks": 1, **values})
+
+
+def metrics_tail(tmp_path, **values):
+    return MetricsTail(tmp_path / "log", tmp_path / "metrics.jsonl", **{"seq_length": 128, "ranks": 1, **values})
+
+
+def test_mfu_is_what_a_card_does_of_its_peak(tmp_path):
+    (tmp_path / "log").write_bytes(lines(1))
+    record = metrics_tail(tmp_path, flops_per_token=1e9, peak_flops=1e12).update(last=True)[0]
+    assert record["mfu"] == pytest.approx(4 * 128 * 1e9 / 1e12)
+
+
+@pytest.mark.parametrize("known", [{}, {"flops_per_token": 1e9}, {"peak_flops": 1e12}])
+def test_an_unknown_chip_has_no_mfu(tmp_path, known):
+    (tmp_path / "log").write_bytes(lines(1))
+    assert metrics_tail(tmp_path, **known).update(last=True)[0]["mfu"] is None
+    assert read_metrics(tmp_path)["mfu"].isna().all()
+
+
+def test_without_a_row_length_there_are_steps_but_no_tokens(tmp_path):
+    (tmp_path / "log").write_bytes(lines(1))
+    record = metrics_tail(tmp_path, seq_length=None).update(last=True)[0]
+    assert record["samples_per_second_per_rank"] == 4 and record["tokens_per_second"] is None
+
+
+@pytest.mark.parametrize("kept", [0, 1, 2])
+@pytest.mark.parametrize("torn", ["", '{"step": 3, "lo'])
+def test_a_second_watcher_goes_on_where_the_first_ended(tmp_path, kept, torn):
+    (tmp_path / "log").write_bytes(b"".join(lines(step) for step in (1, 2, 3)))
+    metrics_tail(tmp_path).update(last=True)
+    whole = (tmp_path / "metrics.jsonl").read_text()
+    (tmp_path / "metrics.jsonl").write_text("".join(whole.splitlines(True)[:kept]) + torn)
+    assert [record["step"] for record in metrics_tail(tmp_path).update(last=True)] == [1, 2, 3]
+    assert (tmp_path / "metrics.jsonl").read_text() == whole
+
+
+def test_of_two_watchers_one_writes_and_the_other_takes_over(tmp_path):
+    first, second = metrics_tail(tmp_path), metrics_tail(tmp_path)
+    log = open(tmp_path / "log", "ab", buffering=0)  # noqa: SIM115
+    log.write(lines(1))
+    assert [len(tail.update(last=True)) for tail in (first, second)] == [1, 1]
+    log.write(lines(2))
+    assert (second.update(), len(first.update(last=True)), len(second.update())) == ([], 1, 1)
+    log.write(lines(3))
+    first.close()
+    assert [record["step"] for record in second.update(last=True)] == [3]
+    log.close()
+    assert list(read_metrics(tmp_path)["step"]) == [1, 2, 3]

@@ -1,12 +1,19 @@
 from __future__ import annotations
 
+import json
+import os
+import time
+
+import psutil
 import pytest
 
 pytest.importorskip("pandas")
 pytest.importorskip("matplotlib")
 
+from qwenlib.errors import Refused
 from qwenlib.monitor.metrics import to_frame
-from qwenlib.monitor.plots import MOST_POINTS, LivePlot, duration, plot
+from qwenlib.monitor.panel import LivePlot, duration
+from qwenlib.monitor.plots import MOST_POINTS, compare, plot
 
 
 def record(step, **values):
@@ -79,7 +86,7 @@ def test_no_step_means_no_picture(tmp_path, capsys):
 
 def test_lines_are_printed_every_few_seconds_only(tmp_path, capsys, monkeypatch):
     clock = [100.0]
-    monkeypatch.setattr("qwenlib.monitor.plots.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("qwenlib.monitor.panel.time.monotonic", lambda: clock[0])
     panel = LivePlot(tmp_path, "run", seconds=5)
     for tick in range(1, 161):
         clock[0] += 0.125
@@ -102,3 +109,72 @@ def test_time_left_does_not_count_the_compilation(tmp_path):
 @pytest.mark.parametrize(("seconds", "text"), [(0.4, "0 s"), (75, "1 min 15 s"), (3600 * 5 + 119, "5 h 1 min")])
 def test_durations(seconds, text):
     assert duration(seconds) == text
+
+
+def launch(**values):
+    entry = {"rank": 0, "pid": os.getpid(), "create_time": psutil.Process().create_time(), "state": "running"}
+    return {"state": "running", "started": time.time() - 5, "ranks": [{**entry, **values}]}
+
+
+def test_the_panel_knows_state_and_memory_of_the_ranks(tmp_path, capsys):
+    panel = LivePlot(tmp_path, "run")
+    panel.update([], launch())
+    rank, state, pid, memory, peak, _, card = panel.rows()[0]
+    assert (rank, state, pid, card) == ("0", "running", str(os.getpid()), "")
+    rss = psutil.Process().memory_info().rss / 2**30
+    assert float(peak) <= rss * 1.2 and float(memory.split()[0]) == pytest.approx(float(peak), abs=0.01)
+    assert "compiling… 5 s" in panel.status()
+    assert panel.memory.history[0][1][0] > 2**20
+    panel.update([], launch(state="failed", signal="SIGKILL", pid=2**22 + 5))
+    assert panel.rows()[0][1] == "failed SIGKILL" and panel.rows()[0][3] == ""
+
+
+def test_nothing_from_a_log_becomes_html(tmp_path):
+    (tmp_path / "rank.log").write_text("one\n<script>alert(1)</script> & more\n" + "x" * 900 + "\n")
+    panel = LivePlot(tmp_path, "<b>title</b>", log=tmp_path / "rank.log")
+    panel.update([record(1)], launch(state="<i>odd</i>"))
+    words = panel._words()
+    assert "&lt;script&gt;alert(1)&lt;/script&gt; &amp; more" in words["text/html"]
+    assert not any(tag in words["text/html"] for tag in ("<script", "<i>", "<b>title"))
+    assert "<script>alert(1)</script>" in words["text/plain"] and len(words["text/plain"]) < 2000
+
+
+def test_many_ranks_are_cut(tmp_path):
+    panel = LivePlot(tmp_path)
+    panel.update([], {"state": "running", "ranks": [{"rank": rank, "state": "running"} for rank in range(40)]})
+    words = panel._words()
+    assert words["text/html"].count("<tr>") == 17 and "and 24 more ranks" in words["text/plain"]
+
+
+def test_memory_is_a_picture_of_its_own(tmp_path):
+    memory = [(10.0, {0: 2**30, 1: 2**31}), (70.0, {0: 2**30})]
+    axes = plot(to_frame([record(1)]), memory=memory).axes
+    assert len(axes) == 4 and [list(line.get_xdata()) for line in axes[3].lines] == [[0.0, 1.0], [0.0]]
+    assert list(axes[3].lines[1].get_ydata()) == [2.0]
+
+
+def test_mfu_is_said(tmp_path):
+    panel = LivePlot(tmp_path, "run")
+    panel.records = [record(1, mfu=0.1234)]
+    assert "MFU 12.3%" in panel.status()
+
+
+def write_run(folder, steps):
+    folder.mkdir(parents=True)
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(record(step)) + "\n" for step in range(1, steps + 1)))
+    return folder
+
+
+def test_runs_are_compared_in_one_picture(tmp_path):
+    runs = [write_run(tmp_path / name / "04_lora", steps) for name, steps in (("a", 5), ("b", 9))]
+    loss, rate, speed = compare(runs, file=tmp_path / "both.png").axes
+    assert [line.get_label() for line in loss.lines] == ["a", "b"] and len(rate.lines) == len(speed.lines) == 2
+    assert [len(line.get_xdata()) for line in loss.lines] == [5, 9] and pixels(tmp_path / "both.png").shape[1] == 1300
+    assert [line.get_label() for line in compare({"x": runs[0]}).axes[0].lines] == ["x"]
+
+
+def test_runs_without_steps_cannot_be_compared(tmp_path):
+    with pytest.raises(Refused, match=r"b: no metrics\.jsonl"):
+        compare([write_run(tmp_path / "a", 2), tmp_path / "b"])
+    with pytest.raises(Refused, match="at least one run"):
+        compare([])

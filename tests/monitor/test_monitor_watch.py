@@ -11,9 +11,10 @@ import pytest
 pytest.importorskip("pandas")
 pytest.importorskip("matplotlib")
 
-from qwenlib.errors import WorkFailed
+from qwenlib.errors import Refused, WorkFailed
 from qwenlib.launch import Plan, start
-from qwenlib.monitor import read_metrics, watch
+from qwenlib.monitor import Attached, attach, read_metrics, watch
+from qwenlib.monitor.attach import Facts
 
 RANK = """
 import os, sys, time
@@ -62,10 +63,90 @@ def test_a_picture_that_cannot_be_drawn_does_not_end_the_training(tmp_path, caps
     def broken(*_):
         raise RuntimeError("no fonts")
 
-    monkeypatch.setattr("qwenlib.monitor.plots.plot", broken)
+    monkeypatch.setattr("qwenlib.monitor.panel.plot", broken)
     with start(plan(tmp_path, 10)) as run:
         assert len(watch(run, seq_length=10, timeout=60)) == 10
     assert capsys.readouterr().err.count("the live plot is off: RuntimeError: no fonts") == 1
+
+
+def test_a_failure_is_told_with_its_diagnosis(tmp_path):
+    message = "EJ0002: The network port is down."
+    command = [sys.executable, "-c", f"import time; time.sleep(0.3); print({message!r}); raise SystemExit(1)"]
+    with start(Plan(command, 1, tmp_path, grace=1.0)) as run, pytest.raises(WorkFailed) as failed:
+        watch(run, seq_length=10, timeout=60)
+    told, _, known = str(failed.value).partition("\n\n")
+    assert told.startswith("rank 0 ended with exit code 1") and known.startswith("Diagnosis (EJ0002): A card's network")
+    assert "rank_0/rank.log, line 1" in known and "What to do: Check `hccn_tool" in known and "\n" not in known
+
+
+def test_an_unknown_failure_has_no_diagnosis(tmp_path):
+    with start(plan(tmp_path, 300, fail=2)) as run, pytest.raises(WorkFailed) as failed:
+        watch(run, seq_length=10, timeout=60)
+    assert "Diagnosis" not in str(failed.value)
+
+
+def test_anybody_can_watch_who_knows_the_directory(tmp_path, capsys):
+    with start(plan(tmp_path, 60)) as run:
+        Facts("04_lora", 10, 60, 0.5, 1).save(tmp_path, run.id)
+        frame = attach(tmp_path, seconds=0.2, timeout=60)
+        assert run.wait()["state"] == "done"
+    assert len(frame) == 60 and frame["loss"].iloc[-1] > 1, "the last stage's rank, as told in watch.json"
+    assert set(frame["tokens_per_second"]) == {1000.0} and set(frame["real_tokens_per_second"]) == {500.0}
+    assert "04_lora: step 60/60" in capsys.readouterr().err
+    again = attach(tmp_path)
+    assert again.equals(frame) and len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 60
+
+
+def test_without_facts_the_metrics_tell_them(tmp_path):
+    with start(plan(tmp_path, 20)) as run:
+        watch(run, seq_length=10, real_share=0.5, timeout=60)
+    (tmp_path / "watch.json").unlink()
+    facts = Facts.load(tmp_path, run.id)
+    assert (facts.seq_length, facts.real_share, facts.lead) == (10, 0.5, 0)
+    (tmp_path / "watch.json").write_text('{"launch": "another", "seq_length": 7}')
+    assert Facts.load(tmp_path, run.id).seq_length == 10
+
+
+def test_giving_up_on_watching_does_not_end_the_training(tmp_path):
+    with start(plan(tmp_path, 200)) as run:
+        with pytest.raises(WorkFailed, match=r"the ranks go on\. To stop them: qwenlib stop"):
+            attach(tmp_path, timeout=0.5)
+        assert run.poll()["state"] == "running"
+        assert Attached(tmp_path).stop()["state"] == "stopped"
+    assert run.poll()["state"] == "stopped"
+
+
+def test_a_killed_supervisor_is_told(tmp_path):
+    with start(plan(tmp_path, 2000)) as run:
+        os.kill(run.poll()["supervisor"]["pid"], 9)
+        with pytest.raises(WorkFailed, match="the supervisor of the ranks was killed"):
+            attach(tmp_path, timeout=30)
+
+
+def test_nothing_to_attach_to_is_refused(tmp_path):
+    with pytest.raises(Refused, match=r"holds no launch \(launch\.json\)"):
+        attach(tmp_path)
+
+
+def test_the_stop_button_ends_the_ranks(tmp_path, monkeypatch):
+    from qwenlib.monitor import panel
+
+    made = []
+
+    class Pressed(panel.LivePlot):
+        def __init__(self, *values, **named):
+            super().__init__(*values, **named)
+            made.append(self)
+
+        def update(self, records, launch=None):
+            super().update(records, launch)
+            if self.records:
+                self.stop_asked.set()
+
+    monkeypatch.setattr(sys.modules["qwenlib.monitor.watch"], "LivePlot", Pressed)
+    with start(plan(tmp_path, 2000)) as run, pytest.raises(WorkFailed, match="it was stopped") as failed:
+        watch(run, seq_length=10, timeout=60)
+    assert "Diagnosis" not in str(failed.value) and [row[1] for row in made[0].rows()] == ["stopped SIGTERM"] * 2
 
 
 CELL = """
@@ -105,5 +186,6 @@ def test_a_notebook_shows_one_picture_that_moves(tmp_path, monkeypatch, headless
         assert "update_display_data" not in updates and len(texts) == 1
         assert "04_lora: step 150/150" in "".join(lines) and len("".join(lines).splitlines()) < 15
     else:
-        assert 2 <= updates.count("update_display_data") <= 20 and not lines
-        assert texts[0].startswith("04_lora: step 150/150")
+        assert 2 <= updates.count("update_display_data") <= 30 and not lines
+        button, status = texts[:2]
+        assert status.startswith("04_lora: step 150/150, loss") and "pid" in status and button == ""
