@@ -14,13 +14,19 @@ from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
 
 from qwenlib import launch
-from qwenlib.engine import render
+from qwenlib.engine import placement, render
+from qwenlib.engine import resume as resuming
 from qwenlib.engine.job import Job
 from qwenlib.errors import Refused
 from qwenlib.files import read_json, require_space, write_text
 from qwenlib.profile import Profile
 from qwenlib.weights import place, read_folder
 
+READY_SECONDS = 1800.0
+"""Until every rank must have met the others; as long as HCCL itself waits."""
+HANG_FACTOR = 20.0
+"""A rank without a step for this many usual steps (and two minutes at least) is reported."""
+CHECKPOINTS = ("checkpoint", "checkpoint_network")
 _PROGRESS = re.compile(r"^[a-z][^:|]*: \d+/\d+ ")
 
 
@@ -102,10 +108,15 @@ def finetune(
     rank_table: Optional[Union[str, Path]] = None,
     port: int = 0,
     real_share: float = 1.0,
+    resume: Union[str, Path] = resuming.NEVER,
+    detach: bool = False,
+    **launching: Any,
 ) -> Dict[str, Any]:
     """Train ``task_name`` ("lora" or "finetune") in background ranks and wait, watching their logs.
 
-    ``real_share``: the part of the data's tokens that is not padding, for the throughput without it.
+    ``real_share``: the part of the data's tokens that is not padding, for the throughput without it; ``detach``: the
+    ranks outlive this process (see :func:`qwenlib.launch.start`); ``resume`` and ``launching``: see
+    :func:`training_plan`.
 
     Returns:
         ``{"checkpoint", "run_dir", "steps", "trainable_parameters", "metrics"}``; ``metrics`` is the DataFrame of
@@ -117,43 +128,92 @@ def finetune(
     """
     from qwenlib import monitor
 
-    plan = training_plan(
-        profile,
-        task_name,
-        load_checkpoint=load_checkpoint,
-        train_dataset=train_dataset,
-        vocab_file=vocab_file,
-        merges_file=merges_file,
-        run_dir=run_dir,
-        rank_table=rank_table,
-        port=port,
-    )
+    job: Dict[str, Any] = {
+        "load_checkpoint": load_checkpoint,
+        "train_dataset": train_dataset,
+        "vocab_file": vocab_file,
+        "merges_file": merges_file,
+        "run_dir": run_dir,
+        "rank_table": rank_table,
+        "port": port,
+    }
+    run, plan = begin(profile, task_name, **job, resume=resume, detach=detach, **launching)
     task = profile.task(task_name)
-    rows = _rows(train_dataset)
-    per_step = task.batch_size * task.parallel.data_parallel * task.parallel.micro_batch_num
+    with run:
+        metrics = monitor.watch(
+            run,
+            seq_length=profile.data.seq_length,
+            total_steps=_rows(train_dataset) // _per_step(profile, task_name) * task.epochs,
+            title=f"{task_name} · {profile.name}",
+            real_share=real_share,
+            lead=plan.first_rank + plan.ranks - 1 if task.parallel.pipeline_stage > 1 else plan.first_rank,
+        )
+    found: Dict[str, Any] = {"checkpoint": None, "run_dir": Path(run_dir), "metrics": metrics}
+    if plan.node:  # node 0 tells the result
+        return {**found, "steps": int(metrics["step"].iloc[-1]) if len(metrics) else 0}
+    result = read_json(Path(run_dir) / "result.json")
+    checkpoint = place.locate(Path(run_dir) / "output" / "checkpoint_network")
+    return {**found, "checkpoint": checkpoint, **result}
+
+
+def begin(
+    profile: Profile,
+    task_name: str,
+    *,
+    train_dataset: Union[str, Path],
+    run_dir: Union[str, Path],
+    resume: Union[str, Path] = resuming.NEVER,
+    detach: bool = False,
+    **job: Any,
+) -> Tuple[launch.Run, launch.Plan]:
+    """Start the training that :func:`finetune` watches, and return at once; arguments as there.
+
+    Raises:
+        Refused: something that is needed is missing or does not fit, or nothing is left to train.
+        WorkFailed: the ranks could not be started.
+    """
+    run_dir = Path(run_dir).absolute()
+    plan = training_plan(profile, task_name, train_dataset=train_dataset, run_dir=run_dir, resume=resume, **job)
+    rows, per_step = _rows(train_dataset), _per_step(profile, task_name)
     if rows < per_step:
         raise Refused(
             f"{train_dataset} holds {rows} rows, fewer than the {per_step} of one step (batch_size x data_parallel x "
             "micro_batch_num): nothing would be trained. Add records or lower the batch size."
         )
-    _set_aside(Path(run_dir) / "output")
-    with launch.start(plan) as run:
-        metrics = monitor.watch(
-            run,
-            seq_length=profile.data.seq_length,
-            total_steps=rows // per_step * task.epochs,
-            title=f"{task_name} · {profile.name}",
-            real_share=real_share,
-            lead=plan.ranks - 1 if task.parallel.pipeline_stage > 1 else 0,
+    saved = resuming.choose(resume, run_dir, plan.rank_ids)
+    total = rows // per_step * profile.task(task_name).epochs
+    if saved is not None and saved.step >= total:
+        raise Refused(
+            f"resume: the checkpoint is of step {saved.step} of {total}, so nothing is left to train. Raise epochs, or "
+            "use resume never to train anew."
         )
-    result = read_json(Path(run_dir) / "result.json")
-    checkpoint = place.locate(Path(run_dir) / "output" / "checkpoint_network")
-    return {"checkpoint": checkpoint, "run_dir": Path(run_dir), "metrics": metrics, **result}
+    if saved is None:
+        _set_aside(run_dir / "output", plan)
+    told = resuming.steps_until(run_dir / "metrics.jsonl", saved.step) if saved else ""
+    run = launch.start(plan, detach=detach)
+    if told:
+        resuming.put_back(run_dir / "metrics.jsonl", told)
+    return run, plan
 
 
-def _set_aside(output: Path) -> None:
-    """Keep the last training's checkpoints as ``output.previous``: MindFormers would mix new files with old ones."""
-    if output.exists():
+def _per_step(profile: Profile, task_name: str) -> int:
+    task = profile.task(task_name)
+    return int(task.batch_size * task.parallel.data_parallel * task.parallel.micro_batch_num)
+
+
+def _set_aside(output: Path, plan: launch.Plan) -> None:
+    """Keep the last training's checkpoints as ``output.previous``: MindFormers would mix new files with old ones.
+
+    A further node, which may share the disk, moves the folders of its own ranks only.
+    """
+    if plan.node:
+        for folder in (output / kind / f"rank_{rank}" for kind in CHECKPOINTS for rank in plan.rank_ids):
+            previous = output.with_name("output.previous") / f"node_{plan.node}" / folder.relative_to(output)
+            if folder.exists():
+                shutil.rmtree(previous, ignore_errors=True)
+                previous.parent.mkdir(parents=True, exist_ok=True)
+                folder.rename(previous)
+    elif output.exists():
         previous = output.with_name("output.previous")
         shutil.rmtree(previous, ignore_errors=True)
         output.rename(previous)
@@ -170,8 +230,18 @@ def training_plan(
     run_dir: Union[str, Path],
     rank_table: Optional[Union[str, Path]] = None,
     port: int = 0,
+    resume: Union[str, Path] = resuming.NEVER,
+    nodes: Sequence[str] = (),
+    node_rank: Optional[int] = None,
+    **settings: Any,
 ) -> launch.Plan:
     """Write job.json and the rendered YAML into ``run_dir`` and return the launch plan (nothing is started).
+
+    Args:
+        resume: ``never``; ``auto``: go on from the newest whole checkpoint of ``run_dir/output``, if there is one;
+            or the folder of such checkpoints. Optimizer, step and learning rate go on, too.
+        nodes, node_rank: several hosts on the CPU, see :func:`qwenlib.engine.placement.place`.
+        settings: other fields of :class:`qwenlib.launch.Plan`: ``node_port``, ``ready_timeout``, ``max_restarts`` …
 
     Raises:
         Refused: no such task, no checkpoint or data, no rank table for several Ascend ranks, too little disk.
@@ -190,6 +260,9 @@ def training_plan(
     if sliced:
         place.locate(source)
     require_space(run_dir, 4 * place.locate(load_checkpoint).stat().st_size, f"checkpoints of {task_name}")
+    where = placement.place(profile, task_name, rank_table, nodes, node_rank)
+    mine = range(where.get("first_rank", 0), where.get("first_rank", 0) + where.get("ranks", ranks))
+    saved = resuming.choose(resume, run_dir, mine)
     config = render.train_config(
         profile,
         task_name,
@@ -202,17 +275,25 @@ def training_plan(
     run_dir.mkdir(parents=True, exist_ok=True)
     (run_dir / "result.json").unlink(missing_ok=True)
     write_text(run_dir / f"{task_name}.yaml", yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
-    job = Job("finetune", profile.device_target, config, str(source), str(run_dir / "result.json"))
-    job_file = job.save(run_dir / "job.json")
-    return launch.Plan(
-        command(job_file),
-        ranks=ranks,
-        run_dir=run_dir,
-        rendezvous=_rendezvous(profile, ranks, rank_table),
-        rank_table=rank_table or None,
-        port=port,
-        device_target=profile.device_target,
-    )
+    going_on: Dict[str, Any] = {}
+    if saved is not None:
+        source = resuming.lay_out(saved, run_dir / "resume" / f"from_{mine[0]}")
+        going_on = {"resumed_step": saved.step}
+    job = Job("finetune", profile.device_target, config, str(source), str(run_dir / "result.json"), going_on)
+    job_file = job.save(run_dir / (f"job_{where['node']}.json" if where.get("node") else "job.json"))
+    fields: Dict[str, Any] = {
+        "ranks": ranks,
+        "run_dir": run_dir,
+        "rendezvous": _rendezvous(profile, ranks, rank_table),
+        "rank_table": rank_table or None,
+        "port": port,
+        "device_target": profile.device_target,
+        "ready_timeout": READY_SECONDS,
+        "hang_factor": HANG_FACTOR,
+        **where,
+        **settings,
+    }
+    return launch.Plan(command(job_file), **fields)
 
 
 def _rendezvous(profile: Profile, ranks: int, rank_table: Optional[Union[str, Path]]) -> str:
