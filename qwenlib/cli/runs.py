@@ -15,6 +15,7 @@ from qwenlib.errors import Refused, WorkFailed
 RUN_DIR = typer.Argument(..., metavar="RUN_DIR", help="The --output_dir of `qwenlib train`, or a stage's folder.")
 AS_JSON = typer.Option(False, "--json", help="Print one JSON document on stdout.")
 FOLLOW_SECONDS = 0.5
+OTHER_NODES_SECONDS = 30.0
 
 
 def register(app: typer.Typer) -> None:
@@ -95,11 +96,20 @@ def stop(run_dir: Path = RUN_DIR, as_json: bool = AS_JSON) -> None:
     from qwenlib.launch import client, rundir
 
     folder = rundir.find_launch(run_dir)
+    places = client.launches(folder)
+    ours = [place for place in places if rundir.here(rundir.current(place))]
+    if not ours:
+        launch.attach(folder).stop()  # refuses, and says where it runs
     results: List[Dict[str, Any]] = []
-    for place in client.launches(folder):
-        before = rundir.current(place)
-        alive = before["state"] not in rundir.FINAL or before.get("alive")
-        results.append(launch.attach(place).stop() if alive else before)
+    for place in [*ours, *(place for place in places if place not in ours)]:
+        found = rundir.current(place)
+        if place in ours and (found["state"] not in rundir.FINAL or found.get("alive")):
+            found = launch.attach(place).stop()
+        deadline = time.monotonic() + OTHER_NODES_SECONDS  # they hear of it from this node's supervisor
+        while found["state"] not in rundir.FINAL and time.monotonic() < deadline:
+            time.sleep(FOLLOW_SECONDS)
+            found = rundir.current(place)
+        results.append(found)
     left = [pid for item in results for pid in item.get("left") or []]
     if as_json:
         typer.echo(json.dumps({"state": results[0]["state"], "left": left, "run_dir": str(folder)}, indent=2))

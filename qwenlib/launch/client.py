@@ -185,8 +185,13 @@ class Run:
     def _wait(
         self, on_tick: Optional[Callable[[Dict[str, Any]], object]], interval: float, deadline: Optional[float]
     ) -> Optional[Dict[str, Any]]:
+        told = False
         while True:
             status = self.poll()
+            if status.get("hanging") and not told:
+                told = True
+                what = failure.hang_text(status["hanging"])
+                print(f"{status['hanging']['ranks'][0]} {what}", file=sys.stderr, flush=True)
             if on_tick is not None:
                 on_tick(status)
             if status["state"] in FINAL:

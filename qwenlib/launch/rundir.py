@@ -34,7 +34,7 @@ def read_status(run_dir: Path) -> Optional[Dict[str, Any]]:
 
 
 def find_launch(run_dir: Union[str, Path]) -> Path:
-    """The absolute folder of a launch.
+    """The absolute folder of a launch: ``run_dir``, or its ``node_N`` on a further node with a disk of its own.
 
     Raises:
         Refused: nothing was launched there; launches right below it are named.
@@ -45,6 +45,8 @@ def find_launch(run_dir: Union[str, Path]) -> Path:
     if not folder.is_dir():
         raise Refused(f"there is no run directory {folder}.")
     below = sorted(path.parent.name for path in folder.glob(f"*/{STATE_FILE}"))
+    if len(below) == 1 and below[0].startswith("node_"):
+        return folder / below[0]
     hint = f" These below it are: {', '.join(below)}." if below else " It is the --output_dir of `qwenlib train`."
     raise Refused(f"{folder} is no run directory of a launch ({STATE_FILE} is missing).{hint}")
 

@@ -80,6 +80,22 @@ def test_stopping_one_node_stops_all(nodes, tag):
     assert not running(tag)
 
 
+def test_the_commands_know_the_nodes_that_share_the_disk(nodes, tag):
+    from typer.testing import CliRunner
+
+    from qwenlib.cli.main import app
+
+    runs = start_all(nodes("sleep:60", "sleep:60"))
+    folder = str(runs[0].run_dir)
+    shown = CliRunner().invoke(app, ["status", folder])
+    assert shown.exit_code == 0 and "(node 0 of 2): running" in shown.stdout and "(node 1 of 2)" in shown.stdout
+    assert CliRunner().invoke(app, ["stop", folder]).exit_code == 0
+    assert [run.poll()["state"] for run in runs] == ["stopped", "stopped"] and not running(tag)
+    (runs[0].run_dir / "launch.json").unlink()  # as on a further node whose disk is its own
+    assert "(node 1 of 2): stopped" in CliRunner().invoke(app, ["status", folder]).stdout
+    end(runs[1:])
+
+
 def test_a_node_that_is_lost_is_told(nodes, tag):
     runs = start_all(nodes("sleep:60", "sleep:60"))
     runs[1]._supervisor.kill()

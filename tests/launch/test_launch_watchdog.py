@@ -23,13 +23,16 @@ def test_ranks_that_are_ready_in_time_are_left_alone(stub):
         assert run.wait(timeout=30)["state"] == "done"
 
 
-def test_a_rank_that_hangs_is_reported_and_goes_on(stub):
+def test_a_rank_that_hangs_is_reported_and_goes_on(stub, capsys):
     plan = stub("steps:30/0.2+sleep:60", "steps:18/0.2+sleep:60", hang_factor=5.0, hang_floor=2.0)
     with start(plan) as run:
         status = until(lambda: run.poll() if run.poll()["hanging"] else None, 20)
         assert status["state"] == "running" and status["hanging"]["ranks"] == ["rank_1"]
         assert status["hanging"]["step"] == 18 and 0.1 < status["hanging"]["usual"] < 0.5
         assert status["ranks"][1]["step"] == 18 and status["ranks"][1]["total"] == 1000
+        with pytest.raises(WorkFailed):
+            run.wait(timeout=1.0)
+        assert "rank_1 hangs: no step for" in capsys.readouterr().err
 
 
 def test_a_hang_may_end_the_run(stub, tag):
