@@ -84,7 +84,7 @@ def check_dataset(config: Any) -> Tuple[Path, int]:
 
 
 def _account(result: Path, resumed: int, total: int) -> Any:
-    """A callback that gives signs of life and writes, on rank 0, what was trained (steps: of the whole training)."""
+    """A callback that writes, on rank 0, what was trained."""
     from mindspore import Callback
     from mindspore.communication import get_rank
 

@@ -322,7 +322,7 @@ def one_rank(job: Job, run_dir: Union[str, Path], what: str) -> Any:
     run_dir.mkdir(parents=True, exist_ok=True)
     Path(job.result).unlink(missing_ok=True)
     job_file = job.save(run_dir / "job.json")
-    plan = launch.Plan(command(job_file), run_dir=run_dir, device_target=job.device_target)
+    plan = launch.Plan(command(job_file), run_dir=run_dir, device_target=job.device_target, share_devices=True)
     print(f"{what}: a background process in {run_dir}", file=sys.stderr, flush=True)
     with launch.start(plan) as run:
         echo = _Echo(run.rank_log(0))
@@ -437,7 +437,8 @@ def serve_plan(
     job = _predict_job("serve", profile, config, load_checkpoint, run_dir, "ready.json", {"socket": str(socket)})
     run_dir.mkdir(parents=True, exist_ok=True)
     Path(job.result).unlink(missing_ok=True)
-    return launch.Plan(command(job.save(run_dir / "job.json")), run_dir=run_dir, device_target=profile.device_target)
+    job_file = job.save(run_dir / "job.json")
+    return launch.Plan(command(job_file), run_dir=run_dir, device_target=profile.device_target, share_devices=True)
 
 
 def _predict_job(

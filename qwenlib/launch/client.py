@@ -48,7 +48,7 @@ def start(plan: Plan, detach: bool = False) -> Run:
         detach = False
     folder.mkdir(parents=True, exist_ok=True)
     devices = [] if plan.device_target == "CPU" else plan.device_ids or list(range(plan.ranks))
-    with rundir.lock(folder) as lock, rundir.device_locks(devices, folder) as cards:
+    with rundir.lock(folder) as lock, rundir.device_locks(devices, folder, plan.share_devices) as cards:
         rundir.refuse_leftovers(folder)
         rundir.move_aside(folder)
         spec = _spec(plan, tied=not detach)

@@ -71,6 +71,8 @@ class Plan:
     device_ids: Optional[List[int]] = None
     """Logical card of each rank (0 is the first card this container sees); None: 0, 1, 2 …"""
     device_target: str = "CPU"
+    share_devices: bool = False
+    """The cards may be shared with others who say so, too (models that answer); a training never shares."""
     grace: float = 10.0
     """Seconds that all processes together have to end after SIGTERM, before SIGKILL."""
     first_rank: int = 0

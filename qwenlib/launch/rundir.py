@@ -128,8 +128,9 @@ def lock(folder: Path) -> Iterator[Any]:
 
 
 @contextlib.contextmanager
-def device_locks(devices: List[int], folder: Path) -> Iterator[List[Any]]:
-    """One lock a card, so that two runs never share one; the supervisor inherits them.
+def device_locks(devices: List[int], folder: Path, shared: bool = False) -> Iterator[List[Any]]:
+    """One lock a card, so that two runs never share one (but for those that both want to); the supervisor inherits
+    them.
 
     Raises:
         Refused: a card is in use by another run (named).
@@ -140,7 +141,7 @@ def device_locks(devices: List[int], folder: Path) -> Iterator[List[Any]]:
             path = DEVICE_LOCKS / f"qwenlib-device-{device}.lock"
             handle = os.open(str(path), os.O_RDWR | os.O_CREAT, 0o666)
             stream = stack.enter_context(os.fdopen(handle, "r+"))
-            if not _try_lock(stream):
+            if not _try_lock(stream, fcntl.LOCK_SH if shared else fcntl.LOCK_EX):
                 who = stream.read().strip() or "unknown"
                 raise Refused(f"device {device} is in use by the run in {who}. Stop that one, or choose other devices.")
             stream.truncate(0)
@@ -150,9 +151,9 @@ def device_locks(devices: List[int], folder: Path) -> Iterator[List[Any]]:
         yield held
 
 
-def _try_lock(stream: Any) -> bool:
+def _try_lock(stream: Any, kind: int = fcntl.LOCK_EX) -> bool:
     try:
-        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(stream, kind | fcntl.LOCK_NB)
     except OSError as error:
         # Some network file systems know no locks; the look at launch.json must do there.
         return error.errno not in (errno.EWOULDBLOCK, errno.EACCES)

@@ -164,6 +164,16 @@ def test_devices_are_not_shared(stub, monkeypatch, tmp_path):
         assert second.wait(timeout=30)["state"] == "done"
 
 
+def test_models_that_answer_share_a_card_but_not_with_a_training(stub, monkeypatch, tmp_path):
+    monkeypatch.setattr("qwenlib.launch.rundir.DEVICE_LOCKS", tmp_path)
+    card = {"device_target": "Ascend", "share_devices": True}
+    with start(stub("sleep:60", run_dir=tmp_path / "one", **card)):
+        with start(stub("exit:0", run_dir=tmp_path / "two", **card)) as other:
+            assert other.wait(timeout=30)["state"] == "done"
+        with pytest.raises(Refused, match="device 0 is in use"):
+            start(stub("exit:0", run_dir=tmp_path / "three", device_target="Ascend"))
+
+
 def test_two_runs_at_once_do_not_touch_each_other(stub, tmp_path):
     with start(stub("sleep:1", ranks=2, run_dir=tmp_path / "a")) as one:
         with start(stub("sleep:60", ranks=2, run_dir=tmp_path / "b")) as two:
