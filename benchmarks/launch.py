@@ -4,8 +4,9 @@
 
 Both start the very same commands in the very same environments; the bare ranks write to files and nobody looks. The
 two take turns. From the ranks' own log: seconds from the start to the first step, and steps per second after it (the
-first fifth of the steps is left out). Prints the ratios with their spread; exit code 1 when the median of the steps
-per second falls by more than 2 % and by more than the bare runs differ among themselves.
+first fifth of the steps is left out). From the system: the CPU seconds of all processes together, which say what the
+launcher takes even on a machine that others use, too. Prints the ratios with their spread; exit code 1 when the
+median of the steps per second falls by more than 2 % and by more than the bare runs differ among themselves.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import resource
 import subprocess
 import sys
 import tempfile
@@ -77,6 +79,14 @@ def measure(log: Path, begun: float) -> Tuple[float, float]:
     return times[0] - begun, (len(times) - 1 - skip) / (times[-1] - times[skip])
 
 
+def cpu_seconds() -> float:
+    """Of this process and of all that it has waited for."""
+    return sum(
+        usage.ru_utime + usage.ru_stime
+        for usage in map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    )
+
+
 def row(name: str, ours: List[float], theirs: List[float]) -> str:
     """Medians, and the ratio of the pairs with its spread."""
     ratios = [a / b for a, b in zip(ours, theirs)]
@@ -98,16 +108,18 @@ def main() -> None:
     profile = profiles.load("smoke", [f"finetune.epochs={options.epochs}"])
     firsts: Dict[str, List[float]] = {"bare": [], "ours": []}
     speeds: Dict[str, List[float]] = {"bare": [], "ours": []}
+    cpu: Dict[str, List[float]] = {"bare": [], "ours": []}
     with tempfile.TemporaryDirectory(prefix="qwenlib-bench-") as scratch:
         for number in range(options.repeat):
             order = ("bare", "ours") if number % 2 == 0 else ("ours", "bare")
             for name in order:
                 folder = Path(scratch) / f"{name}{number}"
-                begun = time.time()
+                begun, used = time.time(), cpu_seconds()
                 if name == "bare":
                     bare(profile, files, folder)
                 else:
                     work.finetune(profile, "finetune", run_dir=folder, **files)
+                cpu[name].append(cpu_seconds() - used)
                 first, speed = measure(folder / "rank_0" / "rank.log", begun)
                 firsts[name].append(first)
                 speeds[name].append(speed)
@@ -115,6 +127,7 @@ def main() -> None:
     print(f"{'':26} {'bare':>10} {'launcher':>10} {'ratio':>8}   spread of {options.repeat} pairs")
     print(row("start to first step, s", firsts["ours"], firsts["bare"]))
     print(row("steps/s", speeds["ours"], speeds["bare"]))
+    print(row("CPU of all processes, s", cpu["ours"], cpu["bare"]))
     noise = max(speeds["bare"]) / min(speeds["bare"]) - 1
     loss = 1 - median(a / b for a, b in zip(speeds["ours"], speeds["bare"]))
     print(f"overhead in steps/s {loss:+.1%} (allowed {ALLOWED:.0%}; the bare runs differ by {noise:.1%})")

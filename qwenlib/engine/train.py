@@ -28,7 +28,8 @@ def finetune(config: Any, job: Job) -> None:
     from mindformers import Trainer
 
     report_ready()
-    dataset_dir, total = check_dataset(config)
+    dataset_dir = check_dataset(config)
+    total = _total_steps(config, dataset_dir)
     checkpoint, resumed = where_from(config, job)
     if resumed:
         print(f"going on after step {resumed} of {total}", flush=True)
@@ -48,6 +49,15 @@ def finetune(config: Any, job: Job) -> None:
         )
 
 
+def _total_steps(config: Any, dataset: Path) -> int:
+    """Steps of the whole training, over all epochs; what does not fill a step is dropped."""
+    from qwenlib.data import count_rows
+
+    plan = config.parallel_config
+    per_step = config.train_dataset.batch_size * plan.data_parallel * plan.micro_batch_num
+    return int(count_rows(dataset)) // per_step * int(config.runner_config.epochs)
+
+
 def where_from(config: Any, job: Job) -> Tuple[str, int]:
     """``(checkpoint, step)`` to go on from; step 0: a new training. What the job says; after a restart of the ranks,
     the newest point that all of them have saved.
@@ -60,8 +70,8 @@ def where_from(config: Any, job: Job) -> Tuple[str, int]:
     return job.load_checkpoint, int(job.settings.get("resumed_step", 0))
 
 
-def check_dataset(config: Any) -> Tuple[Path, int]:
-    """The data set's path and the steps of the whole training, after the checks that MindFormers leaves out.
+def check_dataset(config: Any) -> Path:
+    """The data set's path, after the checks that MindFormers leaves out.
 
     Raises:
         Refused: missing, a name MindFormers skips without a word, no rows, or fewer rows than one step takes.
@@ -80,7 +90,7 @@ def check_dataset(config: Any) -> Tuple[Path, int]:
     needed = config.train_dataset.batch_size * plan.data_parallel * plan.micro_batch_num
     if rows < needed:
         raise Refused(f"{path} holds {rows} rows, fewer than the {needed} of one step: nothing would be trained.")
-    return path, rows // needed * int(config.runner_config.epochs)
+    return path
 
 
 def _account(result: Path, resumed: int, total: int) -> Any:
