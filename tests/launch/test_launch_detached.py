@@ -9,7 +9,11 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import redirect_stderr, redirect_stdout
+from io import StringIO
 from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import patch
 
 import pytest
 from launch_tools import STUB, gone, running, until
@@ -50,13 +54,17 @@ def by_another(tmp_path, tag):
     return launch
 
 
-def cli(*words: object):
-    return subprocess.run(
-        [sys.executable, "-m", "qwenlib", *map(str, words)],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
-    )
+def cli(*words: object) -> SimpleNamespace:
+    """``qwenlib WORDS`` in this process."""
+    from qwenlib.cli.main import main
+
+    out, err, code = StringIO(), StringIO(), 0
+    with redirect_stdout(out), redirect_stderr(err), patch.object(sys, "argv", ["qwenlib", *map(str, words)]):
+        try:
+            main()
+        except SystemExit as end:
+            code = int(end.code or 0)
+    return SimpleNamespace(returncode=code, stdout=out.getvalue(), stderr=err.getvalue())
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGHUP, signal.SIGINT])
