@@ -66,9 +66,10 @@ def _by_table(profile: Profile, task_name: str, path: Path, ranks: int) -> Dict[
     from qwenlib.ranktable.parse import load
     from qwenlib.ranktable.whoami import rank_environments, who_am_i
 
-    if not path.is_file():
-        return {}  # the plan's own check says so
-    table: RankTable = load(path)
+    try:
+        table: RankTable = load(path)
+    except Refused:
+        return {}  # a plan is only told; the start refuses
     nodes = _table_nodes(table)
     if len(nodes) < 2:
         return {}

@@ -7,14 +7,13 @@ rank processes (:mod:`qwenlib.engine.rank`).
 from __future__ import annotations
 
 import re
-import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
 
 from qwenlib import launch
-from qwenlib.engine import placement, render
+from qwenlib.engine import placement, render, starting
 from qwenlib.engine import resume as resuming
 from qwenlib.engine.job import Job
 from qwenlib.errors import Refused
@@ -26,7 +25,6 @@ READY_SECONDS = 1800.0
 """Until every rank must have met the others; as long as HCCL itself waits."""
 HANG_FACTOR = 20.0
 """A rank without a step for this many usual steps (and two minutes at least) is reported."""
-CHECKPOINTS = ("checkpoint", "checkpoint_network")
 _PROGRESS = re.compile(r"^[a-z][^:|]*: \d+/\d+ ")
 
 
@@ -143,17 +141,15 @@ def finetune(
         metrics = monitor.watch(
             run,
             seq_length=profile.data.seq_length,
-            total_steps=_rows(train_dataset) // _per_step(profile, task_name) * task.epochs,
+            total_steps=starting.total_steps(task, train_dataset),
             title=f"{task_name} · {profile.name}",
             real_share=real_share,
             lead=plan.first_rank + plan.ranks - 1 if task.parallel.pipeline_stage > 1 else plan.first_rank,
         )
-    found: Dict[str, Any] = {"checkpoint": None, "run_dir": Path(run_dir), "metrics": metrics}
     if plan.node:  # node 0 tells the result
-        return {**found, "steps": int(metrics["step"].iloc[-1]) if len(metrics) else 0}
-    result = read_json(Path(run_dir) / "result.json")
-    checkpoint = place.locate(Path(run_dir) / "output" / "checkpoint_network")
-    return {**found, "checkpoint": checkpoint, **result}
+        steps = int(metrics["step"].iloc[-1]) if len(metrics) else 0
+        return {"checkpoint": None, "run_dir": Path(run_dir), "steps": steps, "metrics": metrics}
+    return {**outcome(run_dir), "metrics": metrics}
 
 
 def begin(
@@ -173,50 +169,20 @@ def begin(
         WorkFailed: the ranks could not be started.
     """
     run_dir = Path(run_dir).absolute()
+    starting.refuse_in_use(run_dir, Path(job["load_checkpoint"]), resume)
     plan = training_plan(profile, task_name, train_dataset=train_dataset, run_dir=run_dir, resume=resume, **job)
-    rows, per_step = _rows(train_dataset), _per_step(profile, task_name)
-    if rows < per_step:
-        raise Refused(
-            f"{train_dataset} holds {rows} rows, fewer than the {per_step} of one step (batch_size x data_parallel x "
-            "micro_batch_num): nothing would be trained. Add records or lower the batch size."
-        )
-    saved = resuming.choose(resume, run_dir, plan.rank_ids)
-    total = rows // per_step * profile.task(task_name).epochs
-    if saved is not None and saved.step >= total:
-        raise Refused(
-            f"resume: the checkpoint is of step {saved.step} of {total}, so nothing is left to train. Raise epochs, or "
-            "use resume never to train anew."
-        )
-    if saved is None:
-        _set_aside(run_dir / "output", plan)
-    told = resuming.steps_until(run_dir / "metrics.jsonl", saved.step) if saved else ""
-    run = launch.start(plan, detach=detach)
-    if told:
-        resuming.put_back(run_dir / "metrics.jsonl", told)
-    return run, plan
+    return starting.start(plan, profile.task(task_name), train_dataset, run_dir, resume, detach), plan
 
 
-def _per_step(profile: Profile, task_name: str) -> int:
-    task = profile.task(task_name)
-    return int(task.batch_size * task.parallel.data_parallel * task.parallel.micro_batch_num)
+def outcome(run_dir: Union[str, Path]) -> Dict[str, Any]:
+    """What a finished training left: ``{"checkpoint", "run_dir", "steps", "trainable_parameters"}``.
 
-
-def _set_aside(output: Path, plan: launch.Plan) -> None:
-    """Keep the last training's checkpoints as ``output.previous``: MindFormers would mix new files with old ones.
-
-    A further node, which may share the disk, moves the folders of its own ranks only.
+    Raises:
+        Refused: there is no result yet, or no checkpoint.
     """
-    if plan.node:
-        for folder in (output / kind / f"rank_{rank}" for kind in CHECKPOINTS for rank in plan.rank_ids):
-            previous = output.with_name("output.previous") / f"node_{plan.node}" / folder.relative_to(output)
-            if folder.exists():
-                shutil.rmtree(previous, ignore_errors=True)
-                previous.parent.mkdir(parents=True, exist_ok=True)
-                folder.rename(previous)
-    elif output.exists():
-        previous = output.with_name("output.previous")
-        shutil.rmtree(previous, ignore_errors=True)
-        output.rename(previous)
+    run_dir = Path(run_dir)
+    result = read_json(run_dir / "result.json")
+    return {"checkpoint": place.locate(run_dir / "output" / "checkpoint_network"), "run_dir": run_dir, **result}
 
 
 def training_plan(
@@ -304,12 +270,6 @@ def _rendezvous(profile: Profile, ranks: int, rank_table: Optional[Union[str, Pa
     if not rank_table:
         raise Refused(f"{ranks} Ascend ranks need a rank table: run 01_env, or give --rank_table.")
     return "rank_table"
-
-
-def _rows(dataset: Union[str, Path]) -> int:
-    from qwenlib.data import count_rows
-
-    return int(count_rows(dataset))
 
 
 def one_rank(job: Job, run_dir: Union[str, Path], what: str) -> Any:

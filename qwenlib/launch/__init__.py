@@ -23,12 +23,13 @@ from qwenlib.launch.client import Run, attach, start
 from qwenlib.launch.failure import record_error
 from qwenlib.launch.heartbeat import report_ready, report_step
 from qwenlib.launch.plan import Plan, rank_environment, scheduler_environment
-from qwenlib.launch.rundir import read_status
+from qwenlib.launch.rundir import check_free, read_status
 
 __all__ = [
     "Plan",
     "Run",
     "attach",
+    "check_free",
     "rank_environment",
     "read_status",
     "record_error",

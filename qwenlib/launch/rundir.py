@@ -127,6 +127,16 @@ def lock(folder: Path) -> Iterator[Any]:
         yield held
 
 
+def check_free(folder: Path) -> None:
+    """Raises:
+    Refused: a run is going on in ``folder``, or processes of an earlier one are left.
+    """
+    if (folder / LOCK_FILE).exists():
+        with lock(folder):
+            pass
+    refuse_leftovers(folder)
+
+
 @contextlib.contextmanager
 def device_locks(devices: List[int], folder: Path, shared: bool = False) -> Iterator[List[Any]]:
     """One lock a card, so that two runs never share one (but for those that both want to); the supervisor inherits
@@ -171,9 +181,12 @@ def refuse_leftovers(folder: Path) -> None:
         if status["state"] not in FINAL and _supervised(folder, status):
             raise Refused(f"a run is going on in {folder}, started on another host or container. Stop it there first.")
         return
+    if status["state"] not in FINAL and processes.find(status.get("supervisor")):
+        raise Refused(f"a run is going on in {folder}. Wait for its end, or end it with: qwenlib stop {folder}")
     entries: List[Dict[str, Any]] = [*status["ranks"], *filter(None, [status.get("scheduler")])]
     alive = {int(entry["pid"]) for entry in entries if processes.find(entry)}
-    alive |= {process.pid for process in processes.marked(status["id"])}
+    if "id" in status:
+        alive |= {process.pid for process in processes.marked(status["id"])}
     if alive:
         pids = " ".join(map(str, sorted(alive)))
         raise Refused(
