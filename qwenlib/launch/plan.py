@@ -244,13 +244,13 @@ def with_port(plan: Plan) -> Plan:
         Refused: ``plan.port``, or the port at which the nodes are to meet, is in use.
     """
     if plan.nodes > 1 and plan.node == 0:
-        free_port(plan.sched_host, plan.node_port, "the meeting of the nodes")
+        free_port(plan.sched_host, plan.node_port, "cannot be used for the meeting of the nodes")
     if not plan.has_scheduler:
         return plan
-    return replace(plan, port=free_port(plan.sched_host, plan.port, "the scheduler"))
+    return replace(plan, port=free_port(plan.sched_host, plan.port))
 
 
-def free_port(host: str, port: int = 0, what: str = "the scheduler") -> int:
+def free_port(host: str, port: int = 0, problem: str = "cannot be used for the scheduler") -> int:
     """``port`` when it is free, else (0) a free one.
 
     Raises:
@@ -263,7 +263,7 @@ def free_port(host: str, port: int = 0, what: str = "the scheduler") -> int:
             probe.bind((host, port))
         except OSError as error:
             raise Refused(
-                f"port {port} of {host} cannot be used for {what} ({error.strerror}). "
+                f"port {port} of {host} {problem} ({error.strerror}). "
                 "End the program that holds it, or choose another port (0: a free one)."
             ) from None
         return int(probe.getsockname()[1])
