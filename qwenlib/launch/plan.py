@@ -244,13 +244,13 @@ def with_port(plan: Plan) -> Plan:
         Refused: ``plan.port``, or the port at which the nodes are to meet, is in use.
     """
     if plan.nodes > 1 and plan.node == 0:
-        free_port(plan.sched_host, plan.node_port, "cannot be used for the meeting of the nodes")
+        free_port(plan.sched_host, plan.node_port, meeting=True)
     if not plan.has_scheduler:
         return plan
     return replace(plan, port=free_port(plan.sched_host, plan.port))
 
 
-def free_port(host: str, port: int = 0, problem: str = "cannot be used for the scheduler") -> int:
+def free_port(host: str, port: int = 0, meeting: bool = False) -> int:
     """``port`` when it is free, else (0) a free one.
 
     Raises:
@@ -262,8 +262,14 @@ def free_port(host: str, port: int = 0, problem: str = "cannot be used for the s
         try:
             probe.bind((host, port))
         except OSError as error:
+            why = error.strerror
+            if meeting:
+                raise Refused(
+                    f"port {port} of {host} cannot be used for the meeting of the nodes ({why}). End the program that "
+                    "holds it, or give all nodes another node_port."
+                ) from None
             raise Refused(
-                f"port {port} of {host} {problem} ({error.strerror}). "
+                f"port {port} of {host} cannot be used for the scheduler ({why}). "
                 "End the program that holds it, or choose another port (0: a free one)."
             ) from None
         return int(probe.getsockname()[1])
