@@ -9,6 +9,7 @@ from typing import Any, Dict, List, Optional
 import typer
 
 from qwenlib.errors import Refused
+from qwenlib.launch import Plan
 
 TRAIN_DATASET = ("--train_dataset", "--train_data")
 
@@ -32,10 +33,23 @@ def train(
     rank_table: Optional[Path] = typer.Option(None, "--rank_table", help="Rank table for several Ascend ranks."),
     setting: Optional[List[str]] = typer.Option(None, "-s", metavar="KEY=VALUE", help="Profile override; repeatable."),
     port: int = typer.Option(0, "--port", help="Port of MindSpore's scheduler on the CPU; 0: a free one."),
+    resume_training: str = typer.Option(
+        "never", "--resume_training", metavar="auto|never|PATH", help="Go on from the newest whole checkpoint."
+    ),
+    detach: bool = typer.Option(False, "--detach", help="Return once the ranks run; they outlive this terminal."),
+    nodes: str = typer.Option("", "--nodes", help="Addresses of several CPU hosts, node 0 first: 10.0.0.1,10.0.0.2"),
+    node_rank: Optional[int] = typer.Option(None, "--node_rank", help="This host's number; else by its address."),
+    node_port: int = typer.Option(Plan.node_port, "--node_port", help="Port of node 0 at which the nodes meet."),
+    ready_timeout: Optional[float] = typer.Option(None, "--ready_timeout", help="Seconds until all ranks have met."),
+    hang_factor: Optional[float] = typer.Option(None, "--hang_factor", help="Usual step times without a step."),
+    end_on_hang: bool = typer.Option(False, "--end_on_hang", help="A hang fails the run instead of being reported."),
+    max_restarts: int = typer.Option(0, "--max-restarts", help="Restarts from the last checkpoint after a failure."),
     dry_run: bool = typer.Option(False, "--dry-run", help="Print each rank's command and environment; start nothing."),
     as_json: bool = typer.Option(False, "--json", help="Print one JSON document on stdout."),
 ) -> None:
     """Fine-tune in background ranks and wait; the first rank that fails ends all, and its error is told.
+
+    With --detach it does not wait: see qwenlib status, logs and stop. On several hosts, give the same command to each.
 
     Example: qwenlib train --profile smoke --task lora --load_checkpoint model_dir --train_dataset train.mindrecord
     --torch_ckpt_dir Qwen1.5-7B --output_dir runs/mine
@@ -53,9 +67,24 @@ def train(
         "run_dir": output_dir,
         "rank_table": rank_table,
         "port": port,
+        "resume": resume_training,
+        "nodes": [name.strip() for name in nodes.split(",") if name.strip()],
+        "node_rank": node_rank,
+        "node_port": node_port,
+        "end_on_hang": end_on_hang,
+        "max_restarts": max_restarts,
     }
+    optional = {"ready_timeout": ready_timeout, "hang_factor": hang_factor}
+    job.update({name: value for name, value in optional.items() if value is not None})
     if dry_run:
         typer.echo(work.training_plan(prof, chosen, **job).describe())
+        return
+    if detach:
+        run, _ = work.begin(prof, chosen, **job, detach=True)
+        if as_json:
+            typer.echo(json.dumps({"run_dir": str(run.run_dir), "state": run.poll()["state"]}, indent=2))
+        else:
+            typer.echo(run.farewell())
         return
     found = work.finetune(prof, chosen, **job)
     frame = found.pop("metrics")

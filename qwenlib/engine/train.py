@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, Tuple
 
+from qwenlib.engine import resume
 from qwenlib.engine.guard import ADAPTER_MARK, LoadWatch, first_step_guard
 from qwenlib.engine.job import Job
 from qwenlib.errors import Refused
 from qwenlib.files import write_json
+from qwenlib.launch import report_ready, report_step
 
 
 def finetune(config: Any, job: Job) -> None:
@@ -24,19 +27,47 @@ def finetune(config: Any, job: Job) -> None:
     """
     from mindformers import Trainer
 
+    report_ready()
     dataset_dir = check_dataset(config)
+    total = _total_steps(config, dataset_dir)
+    checkpoint, resumed = where_from(config, job)
+    if resumed:
+        print(f"going on after step {resumed} of {total}", flush=True)
+        resume.set_weights_aside(Path(config.output_dir), int(os.environ.get("RANK_ID", "0")))
     with_adapter = bool(config.model.model_config.pet_config)
     with LoadWatch() as watch:
-        guard = first_step_guard(watch, job.load_checkpoint, [ADAPTER_MARK] if with_adapter else [])
-        account = _account(Path(job.result))
+        guard = first_step_guard(watch, checkpoint, [ADAPTER_MARK] if with_adapter else [], bool(resumed))
+        account = _account(Path(job.result), resumed, total)
         trainer = Trainer(
             args=config, task="text_generation", train_dataset=str(dataset_dir), callbacks=[guard, account]
         )
         trainer.finetune(
-            finetune_checkpoint=job.load_checkpoint,
-            auto_trans_ckpt=bool(config.auto_trans_ckpt),
-            resume_training=False,
+            finetune_checkpoint=checkpoint,
+            # A training is resumed in the layout that it was saved in, each rank from its own file.
+            auto_trans_ckpt=bool(config.auto_trans_ckpt) and not resumed,
+            resume_training=bool(resumed),
         )
+
+
+def _total_steps(config: Any, dataset: Path) -> int:
+    """Steps of the whole training, over all epochs; what does not fill a step is dropped."""
+    from qwenlib.data import count_rows
+
+    plan = config.parallel_config
+    per_step = config.train_dataset.batch_size * plan.data_parallel * plan.micro_batch_num
+    return int(count_rows(dataset)) // per_step * int(config.runner_config.epochs)
+
+
+def where_from(config: Any, job: Job) -> Tuple[str, int]:
+    """``(checkpoint, step)`` to go on from; step 0: a new training. What the job says; after a restart of the ranks,
+    the newest point that all of them have saved.
+    """
+    if os.environ.get("QWENLIB_RESTART"):
+        ranks = range(int(os.environ.get("RANK_SIZE", "1")))
+        saved = resume.newest(Path(config.output_dir) / "checkpoint", ranks)
+        if saved is not None:
+            return str(resume.lay_out(saved, Path.cwd() / "resume")), saved.step
+    return job.load_checkpoint, int(job.settings.get("resumed_step", 0))
 
 
 def check_dataset(config: Any) -> Path:
@@ -62,12 +93,15 @@ def check_dataset(config: Any) -> Path:
     return path
 
 
-def _account(result: Path) -> Any:
+def _account(result: Path, resumed: int, total: int) -> Any:
     """A callback that writes, on rank 0, what was trained."""
     from mindspore import Callback, nn
     from mindspore.communication import get_rank
 
     class Account(Callback):  # type: ignore[misc]
+        def on_train_step_end(self, run_context: Any) -> None:
+            report_step(resumed + int(run_context.original_args().cur_step_num), total)
+
         def on_train_end(self, run_context: Any) -> None:
             cell = run_context.original_args()
             network = cell.train_network
@@ -79,6 +113,6 @@ def _account(result: Path) -> Any:
             except (RuntimeError, ValueError):
                 rank = 0
             if rank == 0:
-                write_json(result, {"steps": int(cell.cur_step_num), "trainable_parameters": int(trainable)})
+                write_json(result, {"steps": resumed + int(cell.cur_step_num), "trainable_parameters": int(trainable)})
 
     return Account()

@@ -7,22 +7,24 @@ rank processes (:mod:`qwenlib.engine.rank`).
 from __future__ import annotations
 
 import re
-import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
 
 from qwenlib import launch
-from qwenlib.engine import render
+from qwenlib.engine import placement, render, starting
+from qwenlib.engine import resume as resuming
 from qwenlib.engine.job import Job
 from qwenlib.errors import Refused
 from qwenlib.files import read_json, require_space, write_text
-from qwenlib.launch import processes
-from qwenlib.launch.plan import with_port
 from qwenlib.profile import Profile
 from qwenlib.weights import place, read_folder
 
+READY_SECONDS = 1800.0
+"""Until every rank must have met the others; as long as HCCL itself waits."""
+HANG_FACTOR = 20.0
+"""A rank without a step for this many usual steps (and two minutes at least) is reported."""
 _PROGRESS = re.compile(r"^[a-z][^:|]*: \d+/\d+ ")
 
 
@@ -62,19 +64,24 @@ def model_files(
     return profile, {name: Path(str(path)) for name, path in files.items()}
 
 
-def check_data(profile: Profile, data: Dict[str, Any]) -> None:
-    """Compare 03_data's ``meta.json`` with the profile that is to train on it.
+def check_data(profile: Profile, dataset: Path, vocab_file: Union[str, Path], merges_file: Union[str, Path]) -> None:
+    """Compare how a MindRecord was built (the notes beside it; without notes, nothing) with what trains on it.
 
     Raises:
-        Refused: rows of another length, or other labels than the profile asks for.
+        Refused: rows of another length, another vocabulary, other columns, or a name that MindFormers skips.
     """
-    config = data["config"]
-    for key in ("seq_length", "labels"):
-        if config.get(key) != getattr(profile.data, key):
-            raise Refused(
-                f"the data of 03_data was built with {key} {config.get(key)!r}, but profile {profile.name} has "
-                f"{getattr(profile.data, key)!r}. Run 03_data again with the same profile, or set data.{key}."
-            )
+    from qwenlib.data import check_fit, read_meta
+    from qwenlib.data.mindrecord import check_trainable
+
+    check_trainable(dataset)
+    if Path(f"{dataset}.meta.json").is_file():
+        check_fit(
+            read_meta(dataset),
+            seq_length=profile.data.seq_length,
+            vocab_file=vocab_file,
+            merges_file=merges_file,
+            what=f"profile {profile.name}",
+        )
 
 
 def token_ids(vocab_size: int) -> render.Tokens:
@@ -104,10 +111,15 @@ def finetune(
     rank_table: Optional[Union[str, Path]] = None,
     port: int = 0,
     real_share: float = 1.0,
+    resume: Union[str, Path] = resuming.NEVER,
+    detach: bool = False,
+    **launching: Any,
 ) -> Dict[str, Any]:
     """Train ``task_name`` ("lora" or "finetune") in background ranks and wait, watching their logs.
 
-    ``real_share``: the part of the data's tokens that is not padding, for the throughput without it.
+    ``real_share``: the part of the data's tokens that is not padding, for the throughput without it; ``detach``: the
+    ranks outlive this process (see :func:`qwenlib.launch.start`); ``resume`` and ``launching``: see
+    :func:`training_plan`.
 
     Returns:
         ``{"checkpoint", "run_dir", "steps", "trainable_parameters", "metrics"}``; ``metrics`` is the DataFrame of
@@ -119,63 +131,65 @@ def finetune(
     """
     from qwenlib import monitor
 
-    output = Path(run_dir) / "output"
-    _refuse_in_use(Path(run_dir), output, Path(load_checkpoint))
-    plan = training_plan(
-        profile,
-        task_name,
-        load_checkpoint=load_checkpoint,
-        train_dataset=train_dataset,
-        vocab_file=vocab_file,
-        merges_file=merges_file,
-        run_dir=run_dir,
-        rank_table=rank_table,
-        port=port,
-    )
+    job: Dict[str, Any] = {
+        "load_checkpoint": load_checkpoint,
+        "train_dataset": train_dataset,
+        "vocab_file": vocab_file,
+        "merges_file": merges_file,
+        "run_dir": run_dir,
+        "rank_table": rank_table,
+        "port": port,
+    }
+    run, plan = begin(profile, task_name, **job, resume=resume, detach=detach, **launching)
     task = profile.task(task_name)
-    rows = _rows(train_dataset)
-    per_step = task.batch_size * task.parallel.data_parallel * task.parallel.micro_batch_num
-    if rows < per_step:
-        raise Refused(
-            f"{train_dataset} holds {rows} rows, fewer than the {per_step} of one step (batch_size x data_parallel x "
-            "micro_batch_num): nothing would be trained. Add records or lower the batch size."
-        )
-    plan = with_port(plan)  # refused, if it is, before the last checkpoints are moved
-    _set_aside(output)
-    with launch.start(plan) as run:
+    with run:
         metrics = monitor.watch(
             run,
             seq_length=profile.data.seq_length,
-            total_steps=rows // per_step * task.epochs,
+            total_steps=starting.total_steps(task, train_dataset),
             title=f"{task_name} · {profile.name}",
             real_share=real_share,
-            lead=plan.ranks - 1 if task.parallel.pipeline_stage > 1 else 0,
+            lead=plan.first_rank + plan.ranks - 1 if task.parallel.pipeline_stage > 1 else plan.first_rank,
             flops_per_token=monitor.flops_per_token(profile.model, profile.data.seq_length, task.adapter),
             peak_flops=monitor.peak_here() if profile.device_target == "Ascend" else None,
         )
-    result = read_json(Path(run_dir) / "result.json")
-    checkpoint = place.locate(output / "checkpoint_network")
-    return {"checkpoint": checkpoint, "run_dir": Path(run_dir), "metrics": metrics, **result}
+    if plan.node:  # node 0 tells the result
+        steps = int(metrics["step"].iloc[-1]) if len(metrics) else 0
+        return {"checkpoint": None, "run_dir": Path(run_dir), "steps": steps, "metrics": metrics}
+    return {**outcome(run_dir), "metrics": metrics}
 
 
-def _refuse_in_use(run_dir: Path, output: Path, load_checkpoint: Path) -> None:
-    """Nothing of a training that is still going on, or that the new one starts from, may be moved away."""
-    status = launch.read_status(run_dir) or {}
-    if processes.find(status.get("supervisor")):
-        raise Refused(f"a run is going on in {run_dir}. Wait for its end, stop it, or choose another run directory.")
-    if output.absolute() in load_checkpoint.absolute().parents:
-        raise Refused(
-            f"load_checkpoint {load_checkpoint} lies in {output}, which the new training sets aside. Choose another "
-            "run directory."
-        )
+def begin(
+    profile: Profile,
+    task_name: str,
+    *,
+    train_dataset: Union[str, Path],
+    run_dir: Union[str, Path],
+    resume: Union[str, Path] = resuming.NEVER,
+    detach: bool = False,
+    **job: Any,
+) -> Tuple[launch.Run, launch.Plan]:
+    """Start the training that :func:`finetune` watches, and return at once; arguments as there.
+
+    Raises:
+        Refused: something that is needed is missing or does not fit, or nothing is left to train.
+        WorkFailed: the ranks could not be started.
+    """
+    run_dir = Path(run_dir).absolute()
+    starting.refuse_in_use(run_dir, Path(job["load_checkpoint"]), resume)
+    plan = training_plan(profile, task_name, train_dataset=train_dataset, run_dir=run_dir, resume=resume, **job)
+    return starting.start(plan, profile.task(task_name), train_dataset, run_dir, resume, detach), plan
 
 
-def _set_aside(output: Path) -> None:
-    """Keep the last training's checkpoints as ``output.previous``: MindFormers would mix new files with old ones."""
-    if output.exists():
-        previous = output.with_name("output.previous")
-        shutil.rmtree(previous, ignore_errors=True)
-        output.rename(previous)
+def outcome(run_dir: Union[str, Path]) -> Dict[str, Any]:
+    """What a finished training left: ``{"checkpoint", "run_dir", "steps", "trainable_parameters"}``.
+
+    Raises:
+        Refused: there is no result yet, or no checkpoint.
+    """
+    run_dir = Path(run_dir)
+    result = read_json(run_dir / "result.json")
+    return {"checkpoint": place.locate(run_dir / "output" / "checkpoint_network"), "run_dir": run_dir, **result}
 
 
 def training_plan(
@@ -189,8 +203,18 @@ def training_plan(
     run_dir: Union[str, Path],
     rank_table: Optional[Union[str, Path]] = None,
     port: int = 0,
+    resume: Union[str, Path] = resuming.NEVER,
+    nodes: Sequence[str] = (),
+    node_rank: Optional[int] = None,
+    **settings: Any,
 ) -> launch.Plan:
     """Write job.json and the rendered YAML into ``run_dir`` and return the launch plan (nothing is started).
+
+    Args:
+        resume: ``never``; ``auto``: go on from the newest whole checkpoint of ``run_dir/output``, if there is one;
+            or the folder of such checkpoints. Optimizer, step and learning rate go on, too.
+        nodes, node_rank: several hosts on the CPU, see :func:`qwenlib.engine.placement.place`.
+        settings: other fields of :class:`qwenlib.launch.Plan`: ``node_port``, ``ready_timeout``, ``max_restarts`` …
 
     Raises:
         Refused: no such task, no checkpoint or data, no rank table for several Ascend ranks, too little disk.
@@ -203,12 +227,16 @@ def training_plan(
     dataset = Path(train_dataset).absolute()
     if not dataset.is_file():
         raise Refused(f"there is no training data {dataset}. Run 03_data, or qwenlib data build, first.")
+    check_data(profile, dataset, vocab_file, merges_file)
     sliced = task.parallel.model_parallel * task.parallel.pipeline_stage > 1
     # Data-parallel ranks each load the whole file; only a folder can be sliced. Always absolute: MindFormers links it.
     source = Path(load_checkpoint).absolute() if sliced else place.locate(load_checkpoint).absolute()
     if sliced:
         place.locate(source)
     require_space(run_dir, 4 * place.locate(load_checkpoint).stat().st_size, f"checkpoints of {task_name}")
+    where = placement.place(profile, task_name, rank_table, nodes, node_rank)
+    mine = range(where.get("first_rank", 0), where.get("first_rank", 0) + where.get("ranks", ranks))
+    saved = resuming.choose(resume, run_dir, mine)
     config = render.train_config(
         profile,
         task_name,
@@ -221,17 +249,25 @@ def training_plan(
     run_dir.mkdir(parents=True, exist_ok=True)
     (run_dir / "result.json").unlink(missing_ok=True)
     write_text(run_dir / f"{task_name}.yaml", yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
-    job = Job("finetune", profile.device_target, config, str(source), str(run_dir / "result.json"))
-    job_file = job.save(run_dir / "job.json")
-    return launch.Plan(
-        command(job_file),
-        ranks=ranks,
-        run_dir=run_dir,
-        rendezvous=_rendezvous(profile, ranks, rank_table),
-        rank_table=rank_table or None,
-        port=port,
-        device_target=profile.device_target,
-    )
+    going_on: Dict[str, Any] = {}
+    if saved is not None:
+        source = resuming.lay_out(saved, run_dir / "resume" / f"from_{mine[0]}")
+        going_on = {"resumed_step": saved.step}
+    job = Job("finetune", profile.device_target, config, str(source), str(run_dir / "result.json"), going_on)
+    job_file = job.save(run_dir / (f"job_{where['node']}.json" if where.get("node") else "job.json"))
+    fields: Dict[str, Any] = {
+        "ranks": ranks,
+        "run_dir": run_dir,
+        "rendezvous": _rendezvous(profile, ranks, rank_table),
+        "rank_table": rank_table or None,
+        "port": port,
+        "device_target": profile.device_target,
+        "ready_timeout": READY_SECONDS,
+        "hang_factor": HANG_FACTOR,
+        **where,
+        **settings,
+    }
+    return launch.Plan(command(job_file), **fields)
 
 
 def _rendezvous(profile: Profile, ranks: int, rank_table: Optional[Union[str, Path]]) -> str:
@@ -244,12 +280,6 @@ def _rendezvous(profile: Profile, ranks: int, rank_table: Optional[Union[str, Pa
     return "rank_table"
 
 
-def _rows(dataset: Union[str, Path]) -> int:
-    from qwenlib.data import count_rows
-
-    return int(count_rows(dataset))
-
-
 def one_rank(job: Job, run_dir: Union[str, Path], what: str) -> Any:
     """Run ``job`` in one background process, echo its progress lines, and return its result (JSON).
 
@@ -260,7 +290,7 @@ def one_rank(job: Job, run_dir: Union[str, Path], what: str) -> Any:
     run_dir.mkdir(parents=True, exist_ok=True)
     Path(job.result).unlink(missing_ok=True)
     job_file = job.save(run_dir / "job.json")
-    plan = launch.Plan(command(job_file), run_dir=run_dir, device_target=job.device_target)
+    plan = launch.Plan(command(job_file), run_dir=run_dir, device_target=job.device_target, share_devices=True)
     print(f"{what}: a background process in {run_dir}", file=sys.stderr, flush=True)
     with launch.start(plan) as run:
         echo = _Echo(run.rank_log(0))
@@ -375,7 +405,8 @@ def serve_plan(
     job = _predict_job("serve", profile, config, load_checkpoint, run_dir, "ready.json", {"socket": str(socket)})
     run_dir.mkdir(parents=True, exist_ok=True)
     Path(job.result).unlink(missing_ok=True)
-    return launch.Plan(command(job.save(run_dir / "job.json")), run_dir=run_dir, device_target=profile.device_target)
+    job_file = job.save(run_dir / "job.json")
+    return launch.Plan(command(job_file), run_dir=run_dir, device_target=profile.device_target, share_devices=True)
 
 
 def _predict_job(

@@ -122,6 +122,15 @@ def _ended(rank: Dict[str, Any], oom: bool) -> str:
     return text
 
 
+def hang_text(hanging: Dict[str, Any]) -> str:
+    """What the watchdog saw, as a predicate: "has taken no step for 300 s …"."""
+    more = f" (the same holds for {', '.join(hanging['ranks'][1:])})" if hanging["ranks"][1:] else ""
+    return (
+        f"hangs: no step for {hanging['seconds']:.0f} s after step {hanging['step']}, where one usually takes "
+        f"{hanging['usual']:.2g} s{more}"
+    )
+
+
 def paragraph(status: Dict[str, Any]) -> str:
     """What went wrong, for a person: rank, what, the last lines of its log or the log's place."""
     cause = status.get("root_cause") or {"rank": None, "message": f"the run is {status.get('state')}"}

@@ -6,6 +6,7 @@ The variables are those of MindSpore's two ways to meet: a rank table (HCCL, Asc
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import shutil
@@ -37,6 +38,7 @@ STALE = (
     "MS_SERVER_NUM",
     "MS_SCHED_HOST",
     "MS_SCHED_PORT",
+    "QWENLIB_RESTART",
 )
 """Variables of another job that would send a rank to the wrong place; taken out of every rank's environment first."""
 
@@ -69,6 +71,8 @@ class Plan:
     device_ids: Optional[List[int]] = None
     """Logical card of each rank (0 is the first card this container sees); None: 0, 1, 2 …"""
     device_target: str = "CPU"
+    share_devices: bool = False
+    """The cards may be shared with others who say so, too (models that answer); a training never shares."""
     grace: float = 10.0
     """Seconds that all processes together have to end after SIGTERM, before SIGKILL."""
     first_rank: int = 0
@@ -76,13 +80,34 @@ class Plan:
     world_size: int = 0
     """Ranks over all hosts; 0: those of this host."""
     sched_host: str = "127.0.0.1"
+    """Address of node 0 as every node reaches it; the scheduler, and the meeting of the nodes, are there."""
     scheduler_command: Optional[List[str]] = None
     """What the scheduler process runs; None: this Python with nothing but MindSpore's ``init``."""
+    node: int = 0
+    nodes: int = 1
+    """This host's number, and how many there are; see :mod:`qwenlib.launch.nodes`."""
+    node_port: int = 8118
+    """Port of ``sched_host`` at which the nodes meet."""
+    node_timeout: float = 1800.0
+    """Seconds that the nodes wait for one another."""
+    prints: Dict[str, str] = field(default_factory=dict)
+    """``{"profile": sha256, "rank table": sha256}``: a node where one of them differs is refused."""
+    ready_timeout: float = 0.0
+    """Seconds until every rank must have called ``report_ready``; 0: no such deadline."""
+    hang_factor: float = 0.0
+    """A rank without a step for this many times its usual step time is reported as hanging; 0: never."""
+    hang_floor: float = 120.0
+    """Seconds without a step below which no rank is said to hang."""
+    end_on_hang: bool = False
+    """A hang ends the run as a failure, rather than only being reported."""
+    max_restarts: int = 0
+    """How often all ranks are started again after a failure; they see the count in ``QWENLIB_RESTART``."""
 
     @property
     def folder(self) -> Path:
-        """``run_dir``, absolute."""
-        return Path(self.run_dir).expanduser().absolute()
+        """``run_dir``, absolute; on a further node ``run_dir/node_N``, so that the nodes may share the disk."""
+        base = Path(self.run_dir).expanduser().absolute()
+        return base / f"node_{self.node}" if self.node else base
 
     @property
     def world(self) -> int:
@@ -107,6 +132,8 @@ class Plan:
         """
         check(self)
         lines = [f"# {self.ranks} of {self.world} ranks, {self.rendezvous}, in {self.folder}"]
+        if self.nodes > 1:
+            lines.append(f"# node {self.node} of {self.nodes}; they meet at {self.sched_host}:{self.node_port}")
         if self.rendezvous == DYNAMIC_CLUSTER and not self.port:
             lines.append("# MS_SCHED_PORT 0: a free port is taken at the start")
         for process in processes(self):
@@ -191,6 +218,15 @@ def check(plan: Plan) -> None:
         problems.append(f"port must be 0 to 65535, found {plan.port}")
     if plan.grace < 0:
         problems.append(f"grace must not be negative, found {plan.grace}")
+    if not 0 <= plan.node < plan.nodes:
+        problems.append(f"node must be 0 to {plan.nodes - 1}, found {plan.node}")
+    if not 0 < plan.node_port < 65536:
+        problems.append(f"node_port must be 1 to 65535, found {plan.node_port}")
+    for name in ("node_timeout", "ready_timeout", "hang_factor", "hang_floor", "max_restarts"):
+        if getattr(plan, name) < 0:
+            problems.append(f"{name} must not be negative, found {getattr(plan, name)}")
+    if plan.nodes > 1 and plan.max_restarts:
+        problems.append("max_restarts is for one node; on several, start the same command on each of them again")
     for name, text in plan.env.items():
         if not name or "=" in name or "\0" in f"{name}{text}" or not isinstance(text, str):
             problems.append(f"env: {name!r}={text!r} cannot be an environment variable")
@@ -205,21 +241,38 @@ def with_port(plan: Plan) -> Plan:
     """The plan with a port that was free just now, when it needs one.
 
     Raises:
-        Refused: ``plan.port`` is in use.
+        Refused: ``plan.port``, or the port at which the nodes are to meet, is in use.
     """
+    if plan.nodes > 1 and plan.node == 0:
+        free_port(plan.sched_host, plan.node_port, meeting=True)
     if not plan.has_scheduler:
         return plan
+    return replace(plan, port=free_port(plan.sched_host, plan.port))
+
+
+def free_port(host: str, port: int = 0, meeting: bool = False) -> int:
+    """``port`` when it is free, else (0) a free one.
+
+    Raises:
+        Refused: it is in use, or ``host`` is no address of this machine.
+    """
     with socket.socket() as probe:
         # As a server does it: connections in TIME_WAIT do not count, a listener does.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind((plan.sched_host, plan.port))
+            probe.bind((host, port))
         except OSError as error:
+            why = error.strerror
+            if meeting:
+                raise Refused(
+                    f"port {port} of {host} cannot be used for the meeting of the nodes ({why}). End the program that "
+                    "holds it, or give all nodes another node_port."
+                ) from None
             raise Refused(
-                f"port {plan.port} of {plan.sched_host} cannot be used for the scheduler ({error.strerror}). "
+                f"port {port} of {host} cannot be used for the scheduler ({why}). "
                 "End the program that holds it, or choose another port (0: a free one)."
             ) from None
-        return replace(plan, port=int(probe.getsockname()[1]))
+        return int(probe.getsockname()[1])
 
 
 def python_path() -> Dict[str, str]:
@@ -255,3 +308,12 @@ def _cluster(plan: Plan) -> Environment:
         "MS_SCHED_HOST": plan.sched_host,
         "MS_SCHED_PORT": str(plan.port),
     }
+
+
+def read_spec(folder: Path) -> Dict[str, Any]:
+    """What was started in ``folder``; {} when it cannot be read."""
+    try:
+        spec = json.loads((folder / SPEC_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return spec if isinstance(spec, dict) else {}

@@ -6,7 +6,9 @@ import contextlib
 import ctypes
 import os
 import signal
+import socket
 import time
+from pathlib import Path
 from typing import Any, Callable, Dict, List, Optional
 
 import psutil
@@ -23,6 +25,15 @@ _CLOCK_STEP = 1.5  # seconds by which the boot time, and so every creation time,
 def identity(pid: int) -> Dict[str, Any]:
     """``{pid, create_time}``: the two together name a process for good."""
     return {"pid": pid, "create_time": psutil.Process(pid).create_time()}
+
+
+def place() -> str:
+    """Where a pid means something: the boot of the machine and the namespace of its processes (container)."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return socket.gethostname()
 
 
 def find(who: Optional[Dict[str, Any]]) -> Optional[psutil.Process]:

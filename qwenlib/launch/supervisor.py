@@ -1,9 +1,9 @@
 """The small process that owns the ranks: ``python -m qwenlib.launch.supervisor RUN/spec.json``.
 
 It starts every process of the spec in a session of its own, with stdout and stderr in a file, watches them, and
-ends all of them when one fails, when the client asks for it (the line ``stop`` on stdin) or is gone (end of
-file, which a SIGKILLed client sends, too), or on SIGTERM, SIGINT, SIGHUP, SIGQUIT. ``RUN/launch.json`` tells the
-state at any instant. Exit code 0 only when every rank ended with 0.
+ends all of them when one fails, when it is asked to (SIGUSR1, or the line ``stop`` on stdin), or on SIGTERM,
+SIGINT, SIGHUP, SIGQUIT; a tied launch also when its client is gone (end of file on stdin, which a SIGKILLed client
+sends, too). ``RUN/launch.json`` tells the state at any instant. Exit code 0 only when every rank ended with 0.
 """
 
 from __future__ import annotations
@@ -18,12 +18,14 @@ import time
 from pathlib import Path
 from typing import Any, Dict, List, Optional
 
-from qwenlib.errors import WorkFailed
+from qwenlib.errors import QwenlibError, WorkFailed
 from qwenlib.files import read_json, write_json
-from qwenlib.launch import failure, processes
-from qwenlib.launch.plan import STATE_FILE
+from qwenlib.launch import failure, heartbeat, processes
+from qwenlib.launch.nodes import Nodes
+from qwenlib.launch.plan import STATE_FILE, free_port
 
 TICK_SECONDS = 1.0
+STOPPED = "it was stopped"
 
 
 class Supervisor:
@@ -36,9 +38,17 @@ class Supervisor:
         self.ending = False
         self.stdin_open = True
         self.oom_before = processes.oom_kills()
+        self.nodes: Optional[Nodes] = None
+        self.port = int(spec["port"])
+        self.restarts = 0
+        self.dog: Optional[heartbeat.Watchdog] = None
         self.state: Dict[str, Any] = {
             "id": spec["id"],
             "state": "starting",
+            "tied": spec["tied"],
+            "node": spec["nodes"]["node"],
+            "nodes": spec["nodes"]["nodes"],
+            "place": processes.place(),
             "rendezvous": spec["rendezvous"],
             "world_size": spec["world_size"],
             "port": spec["port"],
@@ -48,6 +58,8 @@ class Supervisor:
             "ranks": [],
             "scheduler": None,
             "root_cause": None,
+            "hanging": None,
+            "restarts": [],
         }
 
     def run(self) -> int:
@@ -56,22 +68,104 @@ class Supervisor:
         os.set_blocking(wake_write, False)
         signal.set_wakeup_fd(wake_write)
         signal.signal(signal.SIGCHLD, lambda *_: None)
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1):
             signal.signal(number, self._on_signal)
         processes.adopt_orphans()
         self._save()
         try:
-            for process in self.spec["processes"]:
-                self._start(process)
-            self.state["state"] = "running"
-            self._save()
-        except OSError as error:
+            self.nodes = Nodes(self.spec["nodes"])
+            self._meet(wake, self.nodes)
+            while not self._over():
+                self._start_all()
+                self._watch(wake)
+                if not self._again():
+                    break
+        except (OSError, QwenlibError) as error:
             self.state["root_cause"] = _cause(f"a rank could not be started: {error}")
-        while not (self.state["root_cause"] or self.stop_reason or self._failed() or self._all_done()):
-            self._wait(wake)
-            self._reap()
         self._finish()
         return 0 if self.state["state"] == "done" else 1
+
+    def _meet(self, wake: int, nodes: Nodes) -> None:
+        """Wait for the other nodes, when there are any."""
+        if nodes.complete:
+            return
+        self.state["state"] = "waiting"
+        self._save()
+        while not (nodes.complete or self._over()):
+            self._wait(wake)
+        self.port = nodes.sched_port
+
+    def _start_all(self) -> None:
+        if self.restarts and self.port:
+            self.port = free_port("", 0)  # the old one may still be in TIME_WAIT
+        self.state["port"] = self.port
+        for process in self.spec["processes"]:
+            self._start(process)
+        folders = {entry["name"]: self.run_dir / entry["name"] for entry in self.state["ranks"]}
+        self.dog = heartbeat.Watchdog(folders, **self.spec["watchdog"])
+        self.state["state"] = "running"
+        self._save()
+
+    def _watch(self, wake: int) -> None:
+        while not self._over():
+            if self._all_done() and self.nodes is not None:
+                self.nodes.local_done()
+                if self.nodes.all_done:
+                    break
+            self._wait(wake)
+            self._reap()
+            if not self._all_done():
+                self._look()
+
+    def _over(self) -> bool:
+        return bool(self.state["root_cause"] or self.stop_reason or self._failed())
+
+    def _look(self) -> None:
+        """A rank that is late, or hangs."""
+        if self.dog is None:
+            return
+        self.dog.look()
+        late, hanging = self.dog.late(), self.dog.hanging()
+        if late:
+            log = self.run_dir / late[0] / failure.LOG_FILE
+            others = f" Neither has {', '.join(late[1:])}." if late[1:] else ""
+            text = f"has not joined the others within {self.spec['watchdog']['ready_timeout']:g} s.{others}"
+            cause = {"rank": late[0], "reason": "not ready", "message": text, "time": time.time(), "log": str(log)}
+            self.state["root_cause"] = {**cause, "last_lines": failure.last_lines(log)}
+        elif hanging and self.spec["end_on_hang"]:
+            log = self.run_dir / hanging["ranks"][0] / failure.LOG_FILE
+            cause = {"rank": hanging["ranks"][0], "reason": "hang", "message": failure.hang_text(hanging)}
+            cause.update(time=time.time(), log=str(log), last_lines=failure.last_lines(log))
+            self.state["root_cause"] = cause
+        elif (hanging is None) != (self.state["hanging"] is None):
+            self.state["hanging"] = hanging and {**hanging, "since": time.time() - hanging["seconds"]}
+            self._save()
+
+    def _again(self) -> bool:
+        """After a failure: end what is left and prepare another start, when there is one left to try."""
+        cause_is_ours = bool(self.state["root_cause"]) and self.state["root_cause"]["rank"] is None
+        if self.stop_reason or cause_is_ours or self.restarts >= self.spec["max_restarts"]:
+            return False
+        if not (self.state["root_cause"] or self._failed()):
+            return False
+        self._end()
+        self._blame()
+        if self.stop_reason:
+            return False
+        self.restarts += 1
+        self.state["restarts"].append(self.state["root_cause"])
+        for entry in self._entries():
+            folder = self.run_dir / entry["name"]
+            for name in (failure.ERROR_FILE, heartbeat.BEAT_FILE):
+                with contextlib.suppress(FileNotFoundError):
+                    (folder / name).rename(folder / f"{Path(name).stem}.{self.restarts}.json")
+            with open(folder / failure.LOG_FILE, "ab") as log:
+                log.write(f"\n--- restart {self.restarts} of {self.spec['max_restarts']} ---\n".encode())
+        self.state.update(root_cause=None, ranks=[], scheduler=None, hanging=None)
+        self.children.clear()
+        self.ending = False
+        self.oom_before = processes.oom_kills()
+        return True
 
     def _start(self, process: Dict[str, Any]) -> None:
         folder = self.run_dir / process["name"]
@@ -83,6 +177,10 @@ class Supervisor:
             else:
                 environment[name] = text
         environment[processes.MARK] = self.spec["id"]
+        if process["env"].get("MS_SCHED_PORT") is not None:
+            environment["MS_SCHED_PORT"] = str(self.port)
+        if self.restarts:
+            environment["QWENLIB_RESTART"] = str(self.restarts)
         with open(folder / failure.LOG_FILE, "ab") as log:
             child = subprocess.Popen(
                 process["command"],
@@ -92,7 +190,7 @@ class Supervisor:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                preexec_fn=processes.die_with_parent if self.spec["tied"] else None,
+                preexec_fn=processes.die_with_parent,
             )
         entry = {
             "name": process["name"],
@@ -114,24 +212,39 @@ class Supervisor:
             self.state["ranks"].append(entry)
 
     def _on_signal(self, number: int, _frame: Any) -> None:
-        self.stop_reason = self.stop_reason or f"the supervisor got {failure.signal_name(number)}"
+        asked = STOPPED if number == signal.SIGUSR1 else f"the supervisor got {failure.signal_name(number)}"
+        self.stop_reason = self.stop_reason or asked
 
     def _wait(self, wake: int) -> None:
-        """Sleep until a child ended, a signal came, the client said something, or a second has passed."""
-        sources = [wake] + ([0] if self.spec["tied"] and self.stdin_open else [])
+        """Sleep until a child ended, a signal came, the client or a node said something, or a second has passed."""
+        sources: List[Any] = [wake] + ([0] if self.spec["tied"] and self.stdin_open else [])
+        sources += self.nodes.sources() if self.nodes else []
         ready, _, _ = select.select(sources, [], [], TICK_SECONDS)
+        with contextlib.suppress(OSError):  # the sign of life for those who cannot see our process
+            os.utime(self.run_dir / STATE_FILE)
+        if self.nodes:
+            self._hear(self.nodes, ready)
         if wake in ready:
             os.read(wake, 4096)
         if 0 in ready:
             said = os.read(0, 4096)
             if b"stop" in said:
-                self.stop_reason = "it was stopped"
+                self.stop_reason = STOPPED
             elif not said:
                 self.stdin_open = False
                 self.stop_reason = "the program that started it has ended"
         elif self.spec["tied"] and not processes.find(self.spec["client"]):
             # A forked child of the client may still hold the other end of our stdin.
             self.stop_reason = "the program that started it has ended"
+
+    def _hear(self, nodes: Nodes, ready: List[Any]) -> None:
+        nodes.step(ready)
+        if nodes.failure is None:
+            return
+        if nodes.failure["reason"] == "stopped":
+            self.stop_reason = self.stop_reason or nodes.failure["message"]
+        elif not self.state["root_cause"] and not self._failed():
+            self.state["root_cause"] = {**_cause(nodes.failure["message"]), "reason": nodes.failure["reason"]}
 
     def _reap(self) -> None:
         """Take note of every child that ended (adopted orphans are only waited for)."""
@@ -165,30 +278,41 @@ class Supervisor:
     def _entries(self) -> List[Dict[str, Any]]:
         return self.state["ranks"] + ([self.state["scheduler"]] if self.state["scheduler"] else [])
 
-    def _finish(self) -> None:
-        """End what still runs, tell the cause, write the last state."""
+    def _end(self) -> List[int]:
+        """End what still runs; returns the pids that would not go."""
         me, grace = os.getpid(), float(self.spec["grace"])
-        failed = bool(self.state["root_cause"]) or self._failed()
-        stopped = "" if failed else self.stop_reason
-        done = self._all_done() and not (failed or stopped)
-        if done and self.state["scheduler"]:  # it leaves by itself once its workers have
-            deadline = time.monotonic() + grace
-            while self.state["scheduler"]["state"] == "running" and time.monotonic() < deadline:
-                time.sleep(0.02)
-                self._reap()
+        self._reap()
         self.ending = True
         # A child that is not yet reaped keeps its pid, so its process group is surely ours.
         left = processes.end(lambda: processes.below(me), grace, lambda: list(self.children), self._reap)
         self._reap()
+        return left
+
+    def _blame(self) -> None:
         oom = processes.oom_kills() > self.oom_before
+        if not self.state["root_cause"]:
+            self.state["root_cause"] = failure.root_cause(self.run_dir, self._entries(), oom)
+
+    def _finish(self) -> None:
+        """End what still runs, tell the cause, write the last state."""
+        failed = bool(self.state["root_cause"]) or self._failed()
+        stopped = "" if failed else self.stop_reason
+        done = bool(self.state["ranks"]) and self._all_done() and not (failed or stopped)
+        if done and self.state["scheduler"]:  # it leaves by itself once its workers have
+            deadline = time.monotonic() + float(self.spec["grace"])
+            while self.state["scheduler"]["state"] == "running" and time.monotonic() < deadline:
+                time.sleep(0.02)
+                self._reap()
+        left = self._end()
         if stopped:
             self.state["root_cause"] = _cause(f"the run was ended: {stopped}.")
-        elif failed and not self.state["root_cause"]:
-            self.state["root_cause"] = failure.root_cause(self.run_dir, self._entries(), oom)
+        elif failed:
+            self._blame()
         self.state["state"] = "done" if done else "stopped" if stopped else "failed"
-        self.state["left"] = left
-        self.state["finished"] = time.time()
+        self.state.update(left=left, hanging=None, finished=time.time())
         self._save()
+        if self.nodes:
+            self.nodes.close(self.state["state"], "" if done else failure.paragraph(self.state).splitlines()[0])
 
     def _save(self) -> None:
         try:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import os
 import signal
@@ -89,7 +90,35 @@ def _spam(count: str) -> None:
         sys.stdout.write(line * 1000)
 
 
+def _report(_: str) -> None:
+    from qwenlib.launch import report_ready
+
+    report_ready()
+
+
+def _steps(text: str) -> None:
+    """``steps:COUNT/SECONDS``."""
+    from qwenlib.launch import heartbeat
+
+    heartbeat.MIN_SECONDS = 0.0
+    count, seconds = text.split("/")
+    for step in range(1, int(count) + 1):
+        time.sleep(float(seconds))
+        heartbeat.report_step(step, 1000)
+
+
+def _fail_first(code: str) -> None:
+    if not os.environ.get("QWENLIB_RESTART"):
+        sys.exit(int(code))
+    print("restart", os.environ["QWENLIB_RESTART"])
+
+
 ACTIONS = {
+    "report": _report,
+    "steps": _steps,
+    "fail_first": _fail_first,
+    "segfault": lambda _: faulthandler._sigsegv(),
+    "abort": lambda _: os.abort(),
     "exit": lambda code: sys.exit(int(code)),
     "print": print,
     "sleep": lambda seconds: time.sleep(float(seconds)),

@@ -1,0 +1,91 @@
+"""Ranks that never get ready, hang, or are to be started again."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+from launch_tools import running, until
+
+from qwenlib.errors import WorkFailed
+from qwenlib.launch import start
+
+
+def test_a_rank_that_never_reports_ready_is_named(stub, tag):
+    with start(stub("report+sleep:60", "print:where are the others+sleep:60", ready_timeout=2.0)) as run:
+        with pytest.raises(WorkFailed, match=r"rank 1 of 2 has not joined the others within 2 s") as told:
+            run.wait(timeout=30)
+        assert "| where are the others" in str(told.value) and not running(tag)
+
+
+def test_ranks_that_are_ready_in_time_are_left_alone(stub):
+    with start(stub("report+sleep:2.5", ranks=2, ready_timeout=2.0)) as run:
+        assert run.wait(timeout=30)["state"] == "done"
+
+
+def test_a_rank_that_hangs_is_reported_and_goes_on(stub, capsys):
+    plan = stub("steps:30/0.2+sleep:60", "steps:18/0.2+sleep:60", hang_factor=5.0, hang_floor=2.0)
+    with start(plan) as run:
+        status = until(lambda: run.poll() if run.poll()["hanging"] else None, 20)
+        assert status["state"] == "running" and status["hanging"]["ranks"] == ["rank_1"]
+        assert status["hanging"]["step"] == 18 and 0.1 < status["hanging"]["usual"] < 0.5
+        assert status["ranks"][1]["step"] == 18 and status["ranks"][1]["total"] == 1000
+        with pytest.raises(WorkFailed):
+            run.wait(timeout=1.0)
+        assert "rank_1 hangs: no step for" in capsys.readouterr().err
+
+
+def test_a_hang_may_end_the_run(stub, tag):
+    with start(stub("steps:12/0.3+sleep:60", hang_factor=5.0, hang_floor=1.5, end_on_hang=True)) as run:
+        with pytest.raises(WorkFailed, match=r"rank 0 hangs: no step for \d+ s after step 12"):
+            run.wait(timeout=30)
+        assert not running(tag)
+
+
+def test_a_short_pause_is_no_hang(stub):
+    with start(stub("steps:12/0.2+sleep:1+steps:2/0.1", hang_factor=5.0, hang_floor=3.0, end_on_hang=True)) as run:
+        assert run.wait(timeout=30)["state"] == "done"
+
+
+def test_a_failed_run_starts_again_and_its_log_goes_on(stub):
+    with start(stub("print:first+fail_first:3", "sleep:0.5", max_restarts=2)) as run:
+        status = run.wait(timeout=30)
+    assert [cause["message"].partition(" after")[0] for cause in status["restarts"]] == ["ended with exit code 3"]
+    lines = [line for line in run.rank_log(0).read_text().splitlines() if line]
+    assert lines == ["first", "--- restart 1 of 2 ---", "first", "restart 1"]
+
+
+def test_restarts_are_limited_and_the_last_error_is_told(stub, tag):
+    with start(stub("raise:always the same", max_restarts=2)) as run:
+        with pytest.raises(WorkFailed, match="ValueError: always the same"):
+            run.wait(timeout=30)
+        assert len(run.poll()["restarts"]) == 2 and not running(tag)
+    assert {path.name for path in (run.run_dir / "rank_0").glob("error*")} == {
+        "error.json",
+        "error.1.json",
+        "error.2.json",
+    }
+
+
+def test_a_stopped_run_does_not_start_again(stub, tag):
+    with start(stub("sleep:60", max_restarts=3), detach=True) as run:
+        begun = time.monotonic()
+        assert run.stop()["state"] == "stopped" and time.monotonic() - begun < 6
+        assert run.poll()["restarts"] == [] and not running(tag)
+
+
+@pytest.mark.parametrize(("action", "name"), [("segfault", "SIGSEGV"), ("abort", "SIGABRT")])
+def test_a_crash_is_named(stub, action, name):
+    with (
+        start(stub(f"sleep:0.1+{action}", "sleep:60")) as run,
+        pytest.raises(WorkFailed, match=f"was killed by {name}"),
+    ):
+        run.wait(timeout=30)
+
+
+def test_half_a_million_lines_and_strange_bytes_block_nobody(stub):
+    with start(stub("spam:500000+bytes+exit:3", "sleep:60")) as run:
+        with pytest.raises(WorkFailed, match="last words"):
+            run.wait(timeout=60)
+        assert run.rank_log(0).stat().st_size > 40_000_000
+    run.rank_log(0).unlink()
