@@ -183,6 +183,7 @@ TRAINING = {
 }
 LORA = {
     "auto_trans_ckpt": (True, "model_parallel 2 needs sliced weights; upstream's guide says True on the command line"),
+    "model.model_config.pet_config.freeze_exclude": (["*wte*"], "lm_head stays frozen: 622 M parameters, a choice"),
 }
 TRAINING_ADDED = {
     "train_dataset.data_loader.dataset_dir": "upstream gives it on the command line",
