@@ -178,9 +178,9 @@ def _data(profile: Profile, task: Task, given: Inputs) -> Iterator[Finding]:
     from qwenlib.data import count_rows
 
     try:
-        from qwenlib.data import read_meta  # type: ignore[attr-defined]
+        from qwenlib.data import read_meta  # type: ignore
     except ImportError:  # until the data room's own move of it is merged
-        from qwenlib.data.build import read_meta
+        from qwenlib.data.build import read_meta  # type: ignore
 
     longest = profile.model.max_position_embedding
     if profile.data.seq_length > longest:
