@@ -6,7 +6,8 @@ whose GPT layer keeps s·b·h·(10 + 24/t) + 5·a·s²·b/t bytes; a Llama layer
 out below. FlashAttention keeps no s² term but two float32 statistics a row (Dao et al. 2022, section 3.1). Stage i of
 p keeps p - i micro-batches (one forward, one backward: Narayanan et al. 2021, section 2.2). Nothing of this has been
 measured on an Ascend; what is known is that the guide's two layouts ran within 31 GB, and tests hold the estimate to
-that.
+that. It is a calibration, not a proof: with float32 norm inputs kept, the full fine-tuning came out at 34.9 GiB, so
+they are counted as temporary, at the 2 bytes that Korthikanti et al. count.
 """
 
 from __future__ import annotations

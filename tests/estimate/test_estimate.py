@@ -110,7 +110,7 @@ def test_suggested_plans_use_all_cards_and_fit(cards: int) -> None:
 
 @pytest.mark.parametrize("size", sorted(rooms.SIZES))
 def test_every_size_has_its_published_number_of_parameters(size: str) -> None:
-    published = {  # Hugging Face model cards' safetensors totals; 0.5B with its tied lm_head counted again
+    published = {  # Totals as remembered, not looked up; 0.5B with its tied lm_head counted again
         "0.5B": 463_987_712 + 151936 * 1024,
         "1.8B": 1_836_828_672,
         "4B": 3_950_369_280,
