@@ -243,7 +243,8 @@ def test_sizes_of_the_weights_replace_the_profile_s_and_keep_its_number_types() 
 
 
 def test_data_built_for_another_length_is_refused_before_anything_is_written(given: Dict[str, Any]) -> None:
-    meta = {"seq_length": 95, "labels": "assistant", "columns": ["input_ids", "target_ids", "attention_mask"]}
+    columns = ["input_ids", "target_ids", "attention_mask"]
+    meta = {"rows": 40, "seq_length": 95, "labels": "assistant", "columns": columns}
     Path(f"{given['train_dataset']}.meta.json").write_text(json.dumps(meta), encoding="utf-8")
     with pytest.raises(Refused, match="seq_length"):
         work.training_plan(profiles.load("smoke"), "lora", **given)
