@@ -143,10 +143,10 @@ def test_little_memory_fails(fake_root):
     )
     cgroup = root / "sys/fs/cgroup"
     cgroup.mkdir(parents=True)
-    (cgroup / "memory.max").write_text(f"{4 * 2**30}\n")
+    (cgroup / "memory.max").write_text(f"{3 * 2**30}\n")
     (cgroup / "memory.current").write_text(f"{1 * 2**30}\n")
     found, _ = look(root, "smoke")
-    assert found["memory"].state == FAIL and "3 GiB available" in found["memory"].reason
+    assert found["memory"].state == FAIL and "2 GiB available" in found["memory"].reason
 
 
 def test_needs_of_the_7b_flow():

@@ -23,8 +23,9 @@ from qwenlib.files import read_json, write_json
 from qwenlib.launch import attach, processes, start
 
 CLIENT = """
-import sys, time
+import signal, sys, time
 from qwenlib.launch import Plan, start
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # whoever runs the tests under nohup hands it on ignored
 stub, run_dir, action = sys.argv[1:]
 run = start(Plan([sys.executable, stub, action], 2, run_dir, "dynamic_cluster", grace=1.0,
                  scheduler_command=[sys.executable, stub, "sleep:60"]), detach=True)

@@ -23,11 +23,12 @@ def test_the_weights_of_the_7b():
     assert flops_per_token(model, 2048) == 6 * trained + attention
 
 
-def test_lora_trains_the_adapter_and_the_head_only():
-    profile = profiles.load("lora_7b_910a")
+@pytest.mark.parametrize("head", [False, True])
+def test_lora_trains_the_adapter_and_the_head_when_told_to(head):
+    profile = profiles.load("lora_7b_910a", [f"lora.adapter.train_lm_head={head}"])
     trained, _ = matmul_parameters(profile.model, profile.lora.adapter)
     rank, hidden, wide = profile.lora.adapter.lora_rank, 4096, 11008
-    assert trained == 32 * rank * (4 * 2 * hidden + 3 * (hidden + wide)) + 151936 * hidden
+    assert trained == 32 * rank * (4 * 2 * hidden + 3 * (hidden + wide)) + head * 151936 * hidden
     full = flops_per_token(profile.model, 2048)
     assert 0.6 < flops_per_token(profile.model, 2048, profile.lora.adapter) / full < 0.75
 
