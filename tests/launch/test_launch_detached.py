@@ -25,7 +25,8 @@ from qwenlib.launch import attach, processes, start
 CLIENT = """
 import signal, sys, time
 from qwenlib.launch import Plan, start
-signal.signal(signal.SIGHUP, signal.SIG_DFL)  # whoever runs the tests under nohup hands it on ignored
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # whoever runs the tests under nohup hands it on ignored,
+signal.signal(signal.SIGINT, signal.default_int_handler)  # and in the background this one
 stub, run_dir, action = sys.argv[1:]
 run = start(Plan([sys.executable, stub, action], 2, run_dir, "dynamic_cluster", grace=1.0,
                  scheduler_command=[sys.executable, stub, "sleep:60"]), detach=True)
@@ -48,6 +49,7 @@ def by_another(tmp_path, tag):
             start_new_session=True,
         )
         assert client.stdout.readline() == b"started\n"
+        time.sleep(1.0)  # it is waiting now
         os.killpg(client.pid, number)
         launch.said = client.communicate(timeout=20)[1].decode()
         return tmp_path / "run"
