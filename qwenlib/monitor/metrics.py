@@ -74,7 +74,7 @@ class MetricsTail:
         self.follower, self.reader = Follower(log), LossReader()
         self.written = Follower(self.metrics)
         self._half = b""
-        self._skip = 0
+        self._written_to = 0
         self._lock: Optional[IO[bytes]] = None
 
     def update(self, last: bool = False) -> List[Dict[str, Any]]:
@@ -95,8 +95,7 @@ class MetricsTail:
             steps += self.reader.feed(data)
         if last:
             steps += self.reader.close()
-        new = [self._record(step) for step in steps[self._skip :]]
-        self._skip = max(0, self._skip - len(steps))
+        new = [self._record(step) for step in steps if step.step > self._written_to]
         if new:
             append(self.metrics, new)
         return records + new
@@ -125,13 +124,16 @@ class MetricsTail:
         records = self._read_written()
         lines = count_lines(self.metrics)
         handle.truncate(lines[1])  # without the half line of a writer that was killed
-        self._skip, self._lock, self._half = lines[0], handle, b""
+        self._lock, self._half = handle, b""
         return records
 
     def _read_written(self) -> List[Dict[str, Any]]:
         data = b"".join(iter(self.written.read, b""))
         *lines, self._half = (self._half + data).split(b"\n")
-        return [record for record in map(_parsed, lines) if record is not None]
+        records = [record for record in map(_parsed, lines) if record is not None]
+        # Known by step, not by line: a resumed training begins with the lines of the one before.
+        self._written_to = max([self._written_to, *(int(record["step"]) for record in records)])
+        return records
 
     def _record(self, step: Step) -> Dict[str, Any]:
         rate, length = step.samples_per_second_per_rank, self.seq_length
@@ -150,7 +152,7 @@ def _parsed(line: bytes) -> Optional[Dict[str, Any]]:
         record = json.loads(line)
     except ValueError:
         return None
-    return record if isinstance(record, dict) else None
+    return record if isinstance(record, dict) and isinstance(record.get("step"), int) else None
 
 
 def count_lines(path: Path) -> Tuple[int, int]:

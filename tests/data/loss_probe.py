@@ -21,8 +21,8 @@ def main(found_file: Path, job_files: List[str]) -> None:
     found: List[List[float]] = []
     account = train._account
 
-    def noting(result: Path) -> Any:
-        inner = account(result)
+    def noting(*given: Any) -> Any:
+        inner = account(*given)
 
         class Noting(type(inner)):  # type: ignore[misc]
             def on_train_step_end(self, run_context: Any) -> None:
