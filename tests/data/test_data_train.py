@@ -23,7 +23,6 @@ pytestmark = [pytest.mark.stack, pytest.mark.slow]
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> Dict[Tuple[str, bool], Dict[str, Any]]:
     """For each of labels x pack: the built file, and MindFormers' losses, one a step, of four epochs of one batch."""
-    pytest.importorskip("mindformers")
     from micro import micro
 
     from qwenlib.engine import work
