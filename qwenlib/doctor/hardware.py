@@ -54,7 +54,7 @@ def health(context: Context) -> Iterator[Finding]:
         return
     ill = [card for card in context.npu.cards if card.health != "OK"]
     if not ill:
-        yield Finding("chip health", OK, f"all {len(context.npu.cards)} cards say OK")
+        yield Finding("chip health", OK, f"{_all(len(context.npu.cards))} OK")
         return
     worst = any(card.health in ("Alarm", "Critical") for card in ill)
     told = "; ".join(f"npu {card.npu}: {card.health}{_why_ill(card.npu, context)}" for card in ill)
@@ -91,7 +91,7 @@ def hbm(context: Context) -> Iterator[Finding]:
         text += ". End that work first (and wait 10 s), or the ranks fail with EJ0001"
         yield Finding("occupied cards", FAIL if context.ascend else WARN, text)
     else:
-        yield Finding("occupied cards", OK, f"all {len(cards)} cards are free")
+        yield Finding("occupied cards", OK, f"{_all(len(cards))} free")
 
 
 def links(context: Context) -> Iterator[Finding]:
@@ -187,6 +187,10 @@ def software(context: Context) -> Iterator[Finding]:
         yield Finding(
             "CANN", FAIL if context.ascend else WARN, f"{shown} ({cann.source}); MindSpore 2.2.13 needs {CANN[0]}"
         )
+
+
+def _all(count: int) -> str:
+    return f"all {count} cards are" if count > 1 else "the card is"
 
 
 def _list(numbers: List[int]) -> str:

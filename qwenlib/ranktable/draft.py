@@ -6,10 +6,12 @@ import re
 from dataclasses import dataclass, field
 from typing import Any, Dict, List, Mapping, Optional
 
+from qwenlib.ascend.hccn import is_ip
 from qwenlib.ranktable.rules import FAIL, WARN, Problem
 
 MAX_SERVER_ID = 64
 NUMBER = re.compile(r"[0-9]{1,9}")
+ADDRESS_LIKE = re.compile(r"[0-9xX*]+(\.[0-9xX*]+){3}")
 
 
 @dataclass
@@ -49,9 +51,9 @@ class Walk:
         else:
             self._version_0(document)
 
-    def fail(self, path: str, rule: int, message: str) -> None:
-        """Note a broken rule."""
-        self.problems.append(Problem(FAIL, path, rule, message))
+    def fail(self, path: str, rule: int, message: str, said: Optional[str] = None) -> None:
+        """Note a broken rule; ``said``: HCCL's words when they are not the rule's usual ones."""
+        self.problems.append(Problem(FAIL, path, rule, message, said))
 
     def warn(self, path: str, rule: int, message: str) -> None:
         """Note something that HCCL takes and that is still worth a look."""
@@ -103,17 +105,22 @@ class Walk:
             self.fail("status", 4, f"must be completed (or initializing while it is filled), found {status!r}")
 
     def _server_id(self, entry: Mapping[str, Any], path: str) -> str:
+        if "server_id" not in entry:
+            self.fail(path, 8, "server_id is missing", "")
+            return ""
         server_id = self.text(entry, "server_id", path, 8)
         if server_id is None:
             return ""
         if not server_id.strip():
-            self.fail(path, 8, "is empty")
+            self.fail(path, 8, "is empty", f"serverId[{server_id}] is empty")
         elif len(server_id) > MAX_SERVER_ID:
-            self.fail(path, 8, f"has {len(server_id)} characters; at most {MAX_SERVER_ID} are allowed")
+            self.fail(path, 8, f"has {len(server_id)} characters; at most {MAX_SERVER_ID} are allowed", "")
         elif server_id != server_id.strip():
             self.warn(path, 8, f"has blanks around it: {server_id!r} is another name than {server_id.strip()!r}")
         elif len(server_id) == MAX_SERVER_ID:
             self.warn(path, 8, "has 64 characters; older CANN allows 63")
+        elif ADDRESS_LIKE.fullmatch(server_id) and not is_ip(server_id):
+            self.warn(path, 8, f"{server_id!r} looks like an address and is none: mistyped, or a sample's placeholder?")
         return server_id
 
     def _card(self, entry: Optional[Mapping[str, Any]], path: str) -> CardDraft:

@@ -91,6 +91,28 @@ def test_secrets_are_never_shown():
     }  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        ("https://user:p@ss@host/simple", "https://(hidden)@host/simple"),
+        ("https://obs/x?AccessKeyId=hunter2&Expires=1&Signature=hunter2", "Expires=1"),
+        ("https://obs/x?X-Amz-Credential=hunter2&x-obs-security-token=hunter2", "https://obs/x"),
+        ('{"inputs": [{"name": "data_url", "secret_key": "hunter2", "ak": "hunter2"}]}', '"name": "data_url"'),
+        ("obs://bucket/tokens/skills/part-1", "obs://bucket/tokens/skills/part-1"),
+    ],
+)
+def test_a_secret_inside_a_value_is_hidden(value, shown):
+    told = modelarts.public_environment({"MA_INPUTS": value})["MA_INPUTS"]
+    assert shown in told and "hunter2" not in told and "ss@host" not in told.replace("(hidden)@", "")
+
+
+@pytest.mark.parametrize(
+    "name", ["X_AUTH_TOKEN", "accessKey", "MA_AUTHORIZATION", "JUPYTER_COOKIE", "OBS_SK", "MA_AUTH"]
+)
+def test_names_of_secrets(name):
+    assert modelarts.public_environment({name: "hunter2"}) == {name: "(set, hidden)"}
+
+
 def test_folders(fake_root, tmp_path):
     found = modelarts.folders({}, fake_root())
     assert found["persistent"].free and found["cache"].free and "lost" in found["persistent"].text

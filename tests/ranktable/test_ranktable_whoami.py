@@ -75,6 +75,30 @@ def test_device_id_counts_the_cards_of_the_container(make_table):
         rank_environments(table, me, "/t.json", [0, 1, 2, 3])
 
 
+def test_visible_devices_renumber_the_cards(make_table):
+    table = parse(make_table(2, (4, 5, 6, 7)))
+    me = who_am_i(table, {"MA_CURRENT_HOST_IP": "10.0.0.1"}, [])
+
+    def found(picked, nodes=range(8)):
+        environ = {"ASCEND_RT_VISIBLE_DEVICES": picked}
+        return [item["DEVICE_ID"] for item in rank_environments(table, me, "/t.json", list(nodes), environ)]
+
+    assert found("4,5,6,7") == found("0,1,2,3", range(4, 8)) == ["0", "1", "2", "3"]
+    assert found("") == ["4", "5", "6", "7"] and found("6,7,4,5") == ["2", "3", "0", "1"]
+    for bad in ("8", "a", "-1", "\u0664"):
+        with pytest.raises(Refused, match="ASCEND_RT_VISIBLE_DEVICES"):
+            found(bad)
+    with pytest.raises(Refused, match="only 0, 1 are here"):
+        found("0,1")
+
+
+@pytest.mark.parametrize(("environ", "addresses"), [({"VC_TASK_INDEX": "1"}, []), ({}, ["10.0.0.2"])])
+def test_the_table_of_another_job_is_suspected(environ, addresses, make_table):
+    me = who_am_i(parse(make_table(2)), {"MA_CURRENT_HOST_IP": "10.5.5.5", **environ}, addresses)
+    assert me.server.server_id == "10.0.0.2" and "the platform calls this host 10.5.5.5" in me.warning
+    assert not who_am_i(parse(make_table(2)), environ, addresses).warning
+
+
 def test_two_pods_on_one_server_have_their_own_cards(write):
     pods = [
         {"pod_name": f"j-{n}", "server_id": "10.0.0.1",
@@ -139,6 +163,18 @@ def test_a_bad_table_stops_the_layout_with_all_problems(tmp_path, make_table, wr
     document["server_list"][0]["device"][3]["rank_id"] = "9"
     with pytest.raises(Refused, match=r"device\[1\].device_id.*device\[3\].rank_id|device\[3\].rank_id.*device\[1\]"):
         resolve_layout(profiles.load("lora_7b_910a"), tmp_path, write(document), environ={}, root=tmp_path)
+
+
+def test_left_over_variables_of_a_rank_do_not_stop_the_layout(tmp_path, make_table, write):
+    environ = {"RANK_ID": "12", "DEVICE_ID": "5", "MA_CURRENT_HOST_IP": "10.0.0.1", "PATH": ""}
+    lora, path = profiles.load("lora_7b_910a"), write(make_table(1))
+    layout = resolve_layout(lora, tmp_path, path, environ=environ, root=tmp_path)
+    assert [item["RANK_ID"] for item in layout.environments] == list("01234567")
+
+
+def test_a_mistyped_folder_is_not_waited_for(tmp_path):
+    with pytest.raises(Refused, match=r"there is no folder .*nowhere"):
+        resolve_layout(profiles.load("lora_7b_910a"), tmp_path, tmp_path / "nowhere" / "t.json", environ={})
 
 
 def test_a_table_that_never_comes_ends_the_wait(tmp_path):
