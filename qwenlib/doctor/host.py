@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Iterator, Tuple
@@ -155,7 +156,7 @@ def available_memory(context: Context) -> Tuple[float, str]:
     for line in context.read("/proc/meminfo").splitlines():
         key, _, value = line.partition(":")
         number = value.split()[:1]
-        if number and number[0].isdigit():
+        if number and _size(number[0]):
             fields[key] = int(number[0]) * 1024
     host = float(fields.get("MemAvailable") or fields.get("MemFree") or 0)
     for limit_file, used_file in (
@@ -163,9 +164,13 @@ def available_memory(context: Context) -> Tuple[float, str]:
         ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
     ):
         limit, used = context.read(limit_file).strip(), context.read(used_file).strip()
-        if limit.isdigit() and used.isdigit() and host and int(limit) - int(used) < host:
+        if _size(limit) and _size(used) and host and int(limit) - int(used) < host:
             return float(int(limit) - int(used)), f"limit in {limit_file}"
     return host, "/proc/meminfo"
+
+
+def _size(text: str) -> bool:
+    return re.fullmatch("[0-9]{1,20}", text) is not None
 
 
 def processors(context: Context) -> Iterator[Finding]:

@@ -17,7 +17,7 @@ from qwenlib.profile import Profile
 from qwenlib.ranktable.draft import Walk
 from qwenlib.ranktable.model import RankTable
 from qwenlib.ranktable.parse import decode, foreign, format_of, parse, read_raw
-from qwenlib.ranktable.rules import FAIL, NOT_CHECKED, OK, RULES, WARN, Problem, ranges
+from qwenlib.ranktable.rules import FAIL, NOT_CHECKED, OK, RULES, WARN, Problem, ranges, shown
 from qwenlib.ranktable.shape import shape_problems
 from qwenlib.ranktable.whoami import Me, visible_ids, who_am_i
 
@@ -150,7 +150,9 @@ def check(
         problems.append(Problem(WARN, "group_list", 34, message))
     off = {21: f"a {kind} table has no super pods"}
     off.update(
-        {32: "a v0 table has no version", 6: "a v0 table has no server_count"} if kind == "v0" else {31: "v0 only"}
+        {32: "a v0 table has no version", 6: "a v0 table has no server_count", 35: "v1.0 only"}
+        if kind == "v0"
+        else {31: "v0 only"}
     )
     table = None
     if any(item.level == FAIL and item.rule not in (1,) for item in problems):
@@ -223,8 +225,8 @@ def _rank_variable(table: RankTable, environ: Mapping[str, str], problems: List[
     value = environ.get("RANK_ID")
     if value is None:
         off[16] = off[17] = "the variable RANK_ID is not set"
-    elif not (value.isascii() and value.isdigit()):
-        problems.append(Problem(FAIL, "", 16, f"RANK_ID is {value!r}"))
+    elif not re.fullmatch("[0-9]{1,9}", value):
+        problems.append(Problem(FAIL, "", 16, f"RANK_ID is {shown(value)}"))
         off[17] = "RANK_ID is no number"
     elif int(value) >= table.ranks:
         problems.append(Problem(FAIL, "", 17, f"RANK_ID is {value}, but the table has {table.ranks} ranks"))

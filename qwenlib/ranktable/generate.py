@@ -25,7 +25,7 @@ def device_range(device_num: str, device_num_per_node: int = 8) -> List[int]:
     """
     match = re.fullmatch(r"\s*\[\s*([0-9]{1,3})\s*,\s*([0-9]{1,3})\s*[)\]]\s*", device_num)
     if not match:
-        raise Refused(f'device_num must look like "[0,8)" (quoted, the end not included), found {device_num!r}.')
+        raise Refused(f'device_num must look like "[0,8)" (quoted, the end not included), found {device_num[:80]!r}.')
     first, last = int(match.group(1)), int(match.group(2))
     if not 1 <= device_num_per_node <= 16:
         raise Refused(f"device_num_per_node must be 1 to 16 (a 910A server has 8), found {device_num_per_node}.")

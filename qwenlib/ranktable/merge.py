@@ -70,5 +70,5 @@ def _sort_key(server: Server) -> Tuple[int, Tuple[Tuple[int, Union[int, str]], .
         address = ipaddress.ip_address(server.server_id)
         return address.version, ((0, int(address)),)
     except ValueError:
-        parts = re.findall(r"\d+|\D+", server.server_id)
-        return 9, tuple((0, int(part)) if part.isdigit() else (1, part) for part in parts)
+        parts = re.findall(r"[0-9]+|[^0-9]+", server.server_id)
+        return 9, tuple((0, int(part)) if part[0] in "0123456789" else (1, part) for part in parts)

@@ -1,4 +1,4 @@
-"""What a rank table must obey: the checks of HCCL's parser (1-22), and more that HCCL leaves to fail later (23-34).
+"""What a rank table must obey: the checks of HCCL's parser (1-22), and more that HCCL leaves to fail later (23-35).
 
 Sources: HCCL user guide (CANN 8.0.RC3, training series) and parser messages; MindFormers hccl_tools.py for the 910A
 group rule. ``hccl`` is the text HCCL would have shown, ``code`` its error code ("" where HCCL says nothing at all).
@@ -68,6 +68,9 @@ class Problem:
         }
 
 
+MOST = 80
+"""Characters of a found value in a message."""
+
 _RULES: List[Rule] = [
     Rule(1, "the file name ends with .json", "path is not a valid .json file", "EI0003"),
     Rule(2, "the file exists and can be read", "path is not a valid real path", "EI0004"),
@@ -135,9 +138,16 @@ _RULES: List[Rule] = [
     Rule(32, 'version is "1.0"', "the file is taken for a group_list table and fails", "EI0004"),
     Rule(33, "the format is v1.0 or v0, lists and objects where it has them", "Invalid ranktable format.", "EI0004"),
     Rule(34, "the table is in the v1.0 format, which MindFormers' launchers take"),
+    Rule(35, "no host_ip, which moves HCCL from the cards' ports to the host's"),
 ]
 
 RULES: Dict[int, Rule] = {rule.number: rule for rule in _RULES}
+
+
+def shown(value: object) -> str:
+    """A value found in a file, for a message: quoted, and cut where nobody reads on."""
+    text = repr(value if isinstance(value, str) else str(value))
+    return text if len(text) <= MOST else f"{text[:MOST]}… ({len(text) - 2} characters)"
 
 
 def ranges(numbers: Sequence[int]) -> str:

@@ -118,7 +118,7 @@ def worker_index(environ: Mapping[str, str]) -> Tuple[Optional[int], str]:
 def _by_worker(table: RankTable, number: int, source: str) -> Me:
     pods = [(server, pod) for server in table.servers for pod in server.pods]
     for server, pod in pods:
-        match = re.search(r"-worker-([0-9]+)$", pod)
+        match = re.search(r"-worker-([0-9]{1,6})$", pod)
         if match and int(match.group(1)) == number:
             return Me(server, f"{source}: pod {pod} of server {server.server_id}", pod)
     ordered = table.by_rank

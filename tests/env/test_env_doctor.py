@@ -354,6 +354,18 @@ def test_an_ill_chip_is_asked_why(fake_root):
     assert finding.state == WARN and "npu 3: Warning (0x80E18401, HBM ecc)" in finding.reason
 
 
+def test_firmware_in_a_container_is_asked_from_the_card(fake_root, sample):
+    root = fake_root()
+    assert look(root)[0]["firmware"].state == SKIP
+    tool, board = root / "usr/local/bin/npu-smi", root / "board.txt"
+    board.write_text(sample("npu_smi_t.txt"))
+    tool.write_text(
+        tool.read_text().replace("#!/bin/sh\n", f'#!/bin/sh\n[ "$3" = board ] && exec /bin/cat "{board}"\n')
+    )
+    firmware = look(root)[0]["firmware"]
+    assert firmware.state == OK and firmware.reason.startswith("7.1.0.7.220 (from npu-smi")
+
+
 @pytest.mark.parametrize(("firmware", "state"), [("7.1.0.4.220", OK), ("7.7.0.1.231", WARN), ("1.0", WARN)])
 def test_firmware_is_compared_with_what_the_driver_names(firmware, state, fake_root):
     root = fake_root()

@@ -87,6 +87,16 @@ def test_sorting_compares_addresses_by_value(make_table):
     assert [s.server_id for s in merge(tables[::-1]).servers] == ["10.0.0.7", "10.0.0.8", "10.0.0.9", "10.0.0.10"]
 
 
+def test_host_names_are_sorted_by_their_numbers_whatever_else_is_in_them(make_table):
+    names, tables = ["n2", "n10", "n\u00b2", "n\u0663"], []
+    for number, name in enumerate(names):
+        document = make_table(1, (number,), "10.0.0.1")
+        document["server_list"][0]["server_id"] = name
+        tables.append(parse(document))
+    assert [s.server_id for s in merge(tables).servers] == [s.server_id for s in merge(tables[::-1]).servers]
+    assert [s.server_id for s in merge(tables).servers][:2] == ["n2", "n10"]
+
+
 def conf(root, addresses):
     (root / "etc").mkdir(parents=True)
     lines = "".join(f"address_{card}={address}\nnetmask_{card}=255.255.0.0\n" for card, address in addresses.items())
