@@ -1,10 +1,12 @@
 """Which server this host is, and the environment of its ranks."""
 
+import dataclasses
+
 import pytest
 
 from qwenlib import profile as profiles
 from qwenlib.errors import Refused, WorkFailed
-from qwenlib.ranktable import load, parse, rank_environments, who_am_i, write_table
+from qwenlib.ranktable import RankTable, load, parse, rank_environments, who_am_i, write_table
 from qwenlib.ranktable.layout import resolve_layout
 from qwenlib.ranktable.show import environment_frame, figure, frame, text
 
@@ -192,6 +194,17 @@ def test_the_table_and_the_figure_show_every_rank(make_table, tmp_path):
     assert list(frame(table).index) == list(range(16))
     drawn = [item.get_text() for item in figure(table, me).axes[0].texts]
     assert all(f"rank {rank}" in drawn for rank in range(16)) and "10.0.0.2\n(this host)" in drawn
+    odd = dataclasses.replace(table.servers[0], server_id="$\\x$ modelarts-job-a0978141-1712-4f9b-worker-1")
+    hidden = parse(make_table(20))
+    for drawing, wanted in (
+        (figure(RankTable((odd,))), "8 ranks on 1 server;"),
+        (figure(hidden, who_am_i(hidden, {"VC_TASK_INDEX": "18"}, [])), "20 servers, 16 of them drawn"),
+        (figure(parse(make_table(1, (5,)))), "1 rank on 1 server;"),
+    ):
+        drawing.canvas.draw()  # a $ in a name is no formula
+        assert wanted in drawing.axes[0].get_title()
+    words = [item.get_text() for item in figure(hidden, who_am_i(hidden, {"VC_TASK_INDEX": "18"}, [])).axes[0].texts]
+    assert "10.0.0.19\n(this host)" in words and "rank 151" in words and "10.0.0.16" not in words
     assert len(environment_frame(rank_environments(table, me, "t"))) == 8
     assert text(table).count("\n") == 16
     assert write_table(table, tmp_path / "t.json").is_file()
