@@ -16,7 +16,7 @@ from qwenlib.ranktable.generate import generate, write_table
 from qwenlib.ranktable.model import RankTable
 from qwenlib.ranktable.rules import brief
 from qwenlib.ranktable.wait import TIMEOUT, look, wait_for
-from qwenlib.ranktable.whoami import SCRUB, Me, rank_environments, who_am_i
+from qwenlib.ranktable.whoami import PER_RANK, SCRUB, Me, rank_environments, who_am_i
 
 
 @dataclass(frozen=True)
@@ -82,6 +82,9 @@ def resolve_layout(
     """
     ranks, cpu = planned_ranks(profile), profile.device_target == "CPU"
     found = find(rank_table, environ, root)
+    own = {name: value for name, value in environ.items() if name not in PER_RANK}  # of one rank: not of this process
+    if rank_table and found.path is not None and not found.path.parent.is_dir():
+        raise Refused(f"rank_table {rank_table}: there is no folder {found.path.parent}. Correct the path.")
     if cpu or ranks == 1:
         reason = _no_table(profile, ranks, bool(device_nodes(root)))
         scrub = sorted(name for name in SCRUB if name in environ)
@@ -89,17 +92,17 @@ def resolve_layout(
             if rank_table:
                 raise Refused(f"rank_table {rank_table}: {look(Path(str(found.path)))[1]}.")
             return Layout(reason, ranks, environments=[] if cpu else [{"DEVICE_ID": "0"}], scrub=scrub)
-        report = check(found.path, None, root, environ)
+        report = check(found.path, None, root, own)
         reason += f" There is one at {found.path} ({found.reason}); it is shown below and not used."
         me = who_am_i(report.table, environ) if report.table else None
         shown = [] if cpu else [{"DEVICE_ID": "0"}]
         return Layout(reason, ranks, table=report.table, me=me, report=report, scrub=scrub, environments=shown)
     if found.path is not None:
         wait_for(found.path, wait_seconds)
-        path, reason = found.path, f"rank table {found.path}: {found.reason}."
+        path, reason = found.path, f"rank table {found.path} ({found.reason})."
     else:
         path, reason = _generated(Path(folder), ranks, device_num, server_ip, root, environ, found.reason)
-    report = check(path, profile, root, environ)
+    report = check(path, profile, root, own)
     if report.fails or report.table is None:
         raise Refused(f"rank table {path} has {len(report.fails)} problem(s): {brief(report.fails)}.")
     table = report.table

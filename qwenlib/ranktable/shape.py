@@ -7,7 +7,7 @@ from collections import Counter
 from typing import Dict, Hashable, List, Sequence, Tuple
 
 from qwenlib.ranktable.draft import CardDraft, ServerDraft
-from qwenlib.ranktable.rules import FAIL, WARN, Problem
+from qwenlib.ranktable.rules import FAIL, WARN, Problem, shown
 
 MAX_DEVICE_ID = 7
 CARDS_PER_SERVER = (1, 2, 4, 8)
@@ -69,12 +69,12 @@ def _addresses(servers: Sequence[ServerDraft], problems: List[Problem]) -> None:
             try:
                 value = ipaddress.ip_address(address)
             except ValueError:
-                problems.append(Problem(FAIL, path, 11, f"{address!r} is no IP address"))
+                problems.append(Problem(FAIL, path, 11, f"{shown(address)} is no IP address"))
                 continue
             if value.is_unspecified or value.is_multicast:
-                problems.append(Problem(FAIL, path, 11, f"{address!r} cannot be the address of a card"))
+                problems.append(Problem(FAIL, path, 11, f"{shown(address)} cannot be the address of a card"))
             elif value.is_loopback:
-                problems.append(Problem(WARN, path, 11, f"{address!r} is a loopback address"))
+                problems.append(Problem(WARN, path, 11, f"{shown(address)} is a loopback address"))
             _once(seen, value, path, 12, problems)
         if first_size is None:
             first_size = (len(addresses), path)
@@ -174,7 +174,7 @@ def _planes(known: Sequence[Tuple[CardDraft, int, int]], bits: int) -> List[Prob
 
 def _once(seen: Dict[Hashable, str], value: Hashable, path: str, rule: int, problems: List[Problem]) -> bool:
     if value in seen:
-        problems.append(Problem(FAIL, path, rule, f"{str(value)!r} is used already at {seen[value]}"))
+        problems.append(Problem(FAIL, path, rule, f"{shown(value)} is used already at {seen[value]}"))
         return False
     seen[value] = path
     return True
