@@ -20,6 +20,7 @@ from qwenlib import data
 from qwenlib.data import mindrecord
 from qwenlib.data.build import lengths
 from qwenlib.data.chatml import read_messages
+from qwenlib.data.layout import check_rows, columns
 from qwenlib.data.length import fit
 from qwenlib.data.meta import read_meta
 from qwenlib.data.rows import COLUMNS, IGNORE, Encoder, to_row
@@ -163,6 +164,27 @@ def test_half_a_pair_is_never_read(built: Path, tmp_path: Path) -> None:
         next(data.read_rows(lone))
     with pytest.raises(Refused, match="rows 0 to 239; there is no row 240"):
         mindrecord.row_at(built, 240)
+
+
+@pytest.mark.stack
+def test_rows_and_columns_that_do_not_fit_are_told_without_any_notes(built: Path, tmp_path: Path) -> None:
+    from mindspore.mindrecord import FileWriter
+
+    check_rows(built, 60)
+    with pytest.raises(Refused, match=r"rows of 61 tokens \(seq_length 60\), but the training's seq_length is 64"):
+        check_rows(built, 64)
+    other = tmp_path / "other.mindrecord"
+    writer = FileWriter(str(other), 1)
+    writer.add_schema({"input_ids": {"type": "int32", "shape": [-1]}}, "somebody else's")
+    writer.write_raw_data([{"input_ids": numpy.zeros(61, dtype=numpy.int32)}])
+    writer.commit()
+    assert columns(other) == ["input_ids"]
+    with pytest.raises(Refused, match="has no column target_ids, attention_mask; it has input_ids"):
+        check_rows(other, 60)
+    for head in (b"", b"x", b"\xff" * 99, b"\x02" + b"\0" * 7 + b"[]"):
+        other.write_bytes(head)
+        with pytest.raises(Refused, match="does not begin as a MindRecord does"):
+            columns(other)
 
 
 @pytest.mark.parametrize(

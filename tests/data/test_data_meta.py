@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
-from typing import Any, Dict
+from typing import Any, Dict, List
 
+import numpy
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from qwenlib import data, files
 from qwenlib.data import mindrecord, preview
-from qwenlib.data.meta import META, packing, read_meta
-from qwenlib.data.rows import COLUMNS
+from qwenlib.data.meta import META, Tally, packing, quantile, read_meta
+from qwenlib.data.pack import packed_rows
+from qwenlib.data.rows import COLUMNS, Encoded
 from qwenlib.errors import Refused
 from qwenlib.profile import load
 
@@ -121,3 +126,21 @@ def test_wrong_profile_settings_are_refused(override: str) -> None:
 def test_the_profiles_say_whether_to_pack() -> None:
     assert (load("smoke").data.pack, load("smoke").data.too_long) == (False, "truncate")
     assert load("smoke", ["data.pack=true"]).data.pack
+
+
+@given(st.lists(st.integers(1, 100), min_size=1), st.floats(0, 1))
+def test_quantiles_of_counts_are_numpys(values: List[int], share: float) -> None:
+    assert quantile(Counter(values), share) == pytest.approx(float(numpy.quantile(values, share)))
+
+
+@given(st.lists(st.integers(1, 50), min_size=1, max_size=60))
+def test_the_packing_is_foreseen_while_counting(lengths: List[int]) -> None:
+    tally = Tally(seq_length=49, too_long="truncate", pack=False)
+    for length in lengths:
+        item = Encoded(numpy.arange(length, dtype=numpy.int32), numpy.ones(length, dtype=bool))
+        tally.add(item, [item])
+    row = {name: numpy.zeros(50, dtype=numpy.int32) for name in COLUMNS}
+    assert sum(1 for _ in tally.watch(row for _ in lengths)) == len(lengths)
+    found = tally.figures()
+    assert (found["records"], found["tokens"], found["rows_padded"]) == (len(lengths), sum(lengths), len(lengths))
+    assert found["rows_packed"] == packed_rows(lengths, 50)
