@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
 import json
 import os
-import random
 import stat
 import subprocess
 import sys
@@ -352,48 +350,3 @@ def test_a_locked_index_is_told_with_what_to_do(tmp_path: Path) -> None:
         locker.kill()
         locker.communicate()
     assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.stack
-@pytest.mark.slow
-def test_killed_at_any_instant_no_half_data_set_is_taken_for_a_whole_one(
-    messages: Path, files_of: Dict[str, Path], tmp_path: Path
-) -> None:
-    target = tmp_path / "t.mindrecord"
-    data.build(messages, target, seq_length=32, **files_of)
-    arguments = {key: str(path) for key, path in files_of.items()}
-    code = (
-        "import sys\nfrom qwenlib import data\nimport mindspore.mindrecord\nprint('go', flush=True)\n"
-        f"data.build({str(messages)!r}, {str(target)!r}, seq_length=48, overwrite=True, **{arguments!r})\n"
-    )
-    environ = {**os.environ, "PYTHONPATH": str(Path(data.__file__).parents[2])}
-    outcomes = []
-    for wait in (random.uniform(0, 0.8) for _ in range(4)):
-        child = subprocess.Popen(
-            [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environ
-        )
-        assert child.stdout is not None
-        child.stdout.readline()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            child.wait(wait)
-        child.kill()
-        child.wait()
-        child.stdout.close()
-        outcomes.append(_state(target))
-    assert set(outcomes) <= {33, 49, "refused"}
-    data.build(messages, target, seq_length=64, overwrite=True, **files_of)
-    assert _state(target) == 65
-    assert sorted(item.name for item in tmp_path.iterdir()) == [
-        f"t.mindrecord{end}" for end in ("", ".db", ".meta.json")
-    ]
-
-
-def _state(target: Path) -> Any:
-    """How long the rows are, all of which are there; "refused" when the pair or its notes are not whole."""
-    try:
-        meta = read_meta(target)
-        rows = [len(row["input_ids"]) for row in data.read_rows(target)]
-    except Refused:
-        return "refused"
-    assert rows == [meta["seq_length"] + 1] * 240
-    return rows[0]
