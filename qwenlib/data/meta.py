@@ -97,6 +97,20 @@ def check_fit(
         )
 
 
+def check_vocabulary(meta: Mapping[str, Any], vocab_file: Union[str, Path], merges_file: Union[str, Path]) -> None:
+    """Refuse to decode a MindRecord with another vocabulary than it was built with: the text would be another one.
+
+    Raises:
+        Refused: naming the file that differs.
+    """
+    for name, path in (("vocab_sha256", vocab_file), ("merges_sha256", merges_file)):
+        if meta.get(name) != files.sha256(path):
+            raise Refused(
+                f"the MindRecord was built with another {Path(path).name} than {path} (its {name} is "
+                f"{_short(meta.get(name))}). Give the vocabulary that it was built with."
+            )
+
+
 def _short(value: Any) -> str:
     text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
     return text[:12] + "…" if len(text) == 64 else text

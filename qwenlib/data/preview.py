@@ -78,6 +78,17 @@ def to_ansi(row: Mapping[str, Any], tokenizer: Tokenizer, colour: bool = True) -
     return f"{_summary(row)}\n{body}"
 
 
+def tokens_ansi(row: Mapping[str, Any], tokenizer: Tokenizer, colour: bool = True) -> str:
+    """A line a real token for a terminal: position, id, target (as in the file), token; learned ones as in to_ansi."""
+    lines = ["position      id  target  token"]
+    for item in table(row, tokenizer):
+        line = f"{item['position']:8d}  {item['id']:6d}  {item['target']:6d}  {_tame(item['token'])}"
+        if colour:
+            line = f"{_ANSI_LEARNED if item['learned'] else _ANSI_PLAIN}{line}{_ANSI_END}"
+        lines.append(line)
+    return "\n".join(lines)
+
+
 def table(row: Mapping[str, Any], tokenizer: Tokenizer) -> List[Dict[str, Any]]:
     """One dict a real token: ``position``, ``id``, ``token`` (as in vocab.json), ``text``, ``target``, ``learned``."""
     ids, learned = _real(row)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import os
+import re
 import stat
 import subprocess
 import sys
@@ -228,6 +230,24 @@ def qwenlib(*arguments: Any, cwd: Path) -> subprocess.CompletedProcess:
     )
 
 
+def on_a_terminal(*arguments: Any, cwd: Path) -> str:
+    """What the command writes when its stdout is a terminal."""
+    import pty
+
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "qwenlib", "data", *map(str, arguments)]
+    environ = {key: value for key, value in os.environ.items() if key != "NO_COLOR"}
+    root = str(Path(data.__file__).parents[2])
+    with subprocess.Popen(command, cwd=str(cwd), stdout=theirs, env={**environ, "PYTHONPATH": root}):
+        os.close(theirs)
+        seen = b""
+        with contextlib.suppress(OSError):  # EIO: the other side is closed
+            while block := os.read(ours, 2**16):
+                seen += block
+    os.close(ours)
+    return seen.decode("utf-8")
+
+
 @pytest.mark.stack
 def test_the_commands_from_alpaca_to_a_look_at_a_row(files_of: Dict[str, Path], tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
@@ -235,6 +255,7 @@ def test_the_commands_from_alpaca_to_a_look_at_a_row(files_of: Dict[str, Path], 
     assert json.loads(done.stdout)["records"] == 240
     vocabulary: List[Any] = [part for name, path in files_of.items() for part in (f"--{name}", path)]
     build = ["build", "--input_glob", "m.json*", "--output_file", "t.mindrecord", "--seq_length", 96, *vocabulary]
+    build += ["--labels", "assistant"]
     done = qwenlib(*build, "--json", cwd=tmp_path)
     assert json.loads(done.stdout)["truncated"] == 0, done.stderr
     again = qwenlib(*build, cwd=tmp_path)
@@ -245,6 +266,11 @@ def test_the_commands_from_alpaca_to_a_look_at_a_row(files_of: Dict[str, Path], 
     done = qwenlib(*look, "--tokens", "--histogram", "h.png", "--messages", "m.jsonl", cwd=tmp_path)
     assert "How do you boil an egg?" in done.stdout
     assert (tmp_path / "h.png").read_bytes().startswith(b"\x89PNG")
+    assert "\x1b" not in done.stdout and "[[" in done.stdout, "no colours for a pipe"
+    seen = on_a_terminal(*look, "--tokens", cwd=tmp_path)
+    assert "\x1b[1;32mPut it in boiling water" in seen
+    assert re.search(r"\x1b\[1;32m +\d+ +(\d+) +\1  P\x1b\[0m", seen), "learned: bold and green, target = id"
+    assert re.search(r"\x1b\[2m +0 +1022 +-100  <\|im_start\|>\x1b\[0m", seen)
     shown = json.loads(qwenlib(*look, "--json", cwd=tmp_path).stdout)
     assert shown["text"].endswith("about eight minutes.<|im_end|>\n")
 

@@ -52,7 +52,7 @@ def killed_after(seconds: float, child: subprocess.Popen) -> bool:
 
 
 def state(target: Path, notes: bool = True) -> Union[int, str]:
-    """How long the rows are, all of which are there; "refused" when the pair (or, asked for, its notes) is not whole."""
+    """How long the rows are, all of which are there; "refused" when the pair (or its notes, if asked) is not whole."""
     try:
         length = read_meta(target)["seq_length"] + 1 if notes else 0
         rows = [len(row["input_ids"]) for row in data.read_rows(target)]
@@ -136,7 +136,7 @@ def test_a_build_killed_before_each_step_of_taking_its_place(
         found.append((state(target), state(target, notes=False)))
         if not killed:
             break
-    # Old with its notes; without them; no index (beside the old file, then the new one); the new pair, before its notes.
+    # Old with its notes; without them; no index, beside the old file, then the new one; the new pair before its notes.
     assert found == [(33, 33), ("refused", 33), ("refused", "refused"), ("refused", "refused"), ("refused", 49)]
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from qwenlib import data, files
 from qwenlib.data import mindrecord, preview
-from qwenlib.data.meta import META, Tally, packing, quantile, read_meta
+from qwenlib.data.meta import META, Tally, check_vocabulary, packing, quantile, read_meta
 from qwenlib.data.pack import packed_rows
 from qwenlib.data.rows import COLUMNS, Encoded
 from qwenlib.errors import Refused
@@ -60,6 +60,17 @@ def test_another_vocabulary_is_refused(meta: Dict[str, Any], vocabulary: Path, t
     other.write_bytes((vocabulary / "vocab.json").read_bytes() + b" ")
     with pytest.raises(Refused, match=r"vocab_sha256 is \w{12}…, but .* has \w{12}…"):
         fits(meta, vocabulary, vocab_file=other)
+
+
+def test_another_vocabulary_cannot_decode(meta: Dict[str, Any], vocabulary: Path, tmp_path: Path) -> None:
+    vocab, merges = vocabulary / "vocab.json", vocabulary / "merges.txt"
+    check_vocabulary(meta, vocab, merges)
+    other = tmp_path / "merges.txt"
+    other.write_bytes(merges.read_bytes() + b"\n")
+    with pytest.raises(
+        Refused, match=r"built with another merges\.txt than .*Give the vocabulary that it was built with"
+    ):
+        check_vocabulary(meta, vocab, other)
 
 
 def test_every_difference_is_told_at_once(meta: Dict[str, Any], vocabulary: Path) -> None:
