@@ -198,7 +198,7 @@ def _data(profile: Profile, task: Task, given: Inputs) -> Iterator[Finding]:
         wanted = getattr(profile.data, key, None)
         if key in config and wanted is not None and config[key] != wanted:
             text = f"the data was built with {key} {config[key]!r}, the profile has {wanted!r}"
-            yield Finding(f"data {key}", FAIL, f"{text}: run 03_data again, or set data.{key}")
+            yield Finding(f"data {key}", FAIL, f"{text}: run 03_data again, or set data.{key}={config[key]}")
     ids = [*(config.get("special_ids") or {}).values(), config.get("pad_token_id") or 0]
     if max(ids) >= profile.model.vocab_size:
         text = f"token {max(ids)} of the data is outside vocab_size {profile.model.vocab_size}"
