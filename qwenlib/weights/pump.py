@@ -70,7 +70,7 @@ def run(moves: Sequence[Move], what: str, *, clamp: bool = False, digest: bool =
         buffers.put(None)
     pool = ThreadPoolExecutor(WORKERS, "cast")
     with pump.files, Progress(what, max(1, total // 10**6), "MB") as bar:
-        pace = _Pace(bar, total)
+        pace = Pace(bar, total)
         pending: List[Future[None]] = []
         try:
             for move in ordered:
@@ -225,7 +225,7 @@ class _Hasher:
         return {path: state.hexdigest() for path, (state, _) in self.states.items()}
 
 
-class _Pace:
+class Pace:
     """GB/s so far, and the time that is left, behind the bar."""
 
     def __init__(self, bar: Progress, total: int):
@@ -233,6 +233,7 @@ class _Pace:
         self.begun = time.monotonic()
 
     def advance(self, amount: int, name: str) -> None:
+        """Count ``amount`` more bytes; ``name``: of what is at work."""
         before, self.done = self.done, self.done + amount
         speed = self.done / max(time.monotonic() - self.begun, 1e-3)
         left = (self.total - self.done) / max(speed, 1.0)
