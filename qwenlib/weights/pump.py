@@ -14,6 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
+from qwenlib.errors import Refused
 from qwenlib.progress import Progress
 from qwenlib.weights.kinds import KINDS, Counts, as_float32, cast
 from qwenlib.weights.output import OutFile
@@ -59,8 +60,9 @@ def run(moves: Sequence[Move], what: str, *, clamp: bool = False, digest: bool =
     """Carry out ``moves``; ``digest`` also computes the SHA-256 of every source file, in the same pass.
 
     Raises:
-        Refused: a source file ends too early.
+        Refused: a source file ends too early, or would be replaced by what is made of it.
     """
+    _refuse_own_source(moves)
     ordered = sorted(moves, key=lambda move: (str(move.tensor.parts[0].path), move.tensor.parts[0].extents[:1]))
     total = sum(move.tensor.bytes for move in ordered)
     pump = _Pump(clamp)
@@ -93,6 +95,14 @@ def run(moves: Sequence[Move], what: str, *, clamp: bool = False, digest: bool =
         digests = hasher.digests() if hasher else {}
         pace.end()
     return Outcome(total, pump.overflow, pump.nonfinite, digests)
+
+
+def _refuse_own_source(moves: Sequence[Move]) -> None:
+    """What is written gets its name at the end, so that reading would do no harm; but the source would be gone."""
+    read = {part.path.resolve() for move in moves for part in move.tensor.parts}
+    for path in {target.file.path for move in moves for target in move.targets}:
+        if path.resolve() in read:
+            raise Refused(f"{path} is what is read; it would be replaced. Choose another file or folder.")
 
 
 def _ready(buffer: Any) -> Any:

@@ -18,6 +18,7 @@ from qwenlib.weights.output import written
 from qwenlib.weights.place import describe, target
 from qwenlib.weights.slice_plan import Plan, base_name, make_plan, plan_from_strategy, wanted_ranks
 from qwenlib.weights.source import SLICE_META, Source, open_source, planned, rank_folders
+from qwenlib.weights.steps import choose
 from qwenlib.weights.tensors import Tensor, Window, whole
 
 LORA_A, LORA_B = ".mindpet_delta_lora_a", ".mindpet_delta_lora_b"
@@ -144,12 +145,13 @@ def merge(
     optimizer_parallel: bool = True,
     strategy: Optional[Union[str, Path]] = None,
     weights_only: bool = True,
+    step: Optional[int] = None,
 ) -> Dict[str, Any]:
     """The way back: ``rank_dir/rank_N/*.ckpt`` of a finished run -> one full checkpoint.
 
     What was cut by :func:`slice_checkpoint` needs no more than the folder; for MindFormers' own files give ``parallel``
-    (or ``strategy``) and ``model``. Of several files in a rank folder the latest step is taken. ``weights_only`` leaves
-    out optimizer states and counters.
+    (or ``strategy``) and ``model``. Of several files in a rank folder those of ``step`` are taken; left out, of the
+    latest step that all ranks have. ``weights_only`` leaves out optimizer states and counters.
 
     Returns:
         ``{"checkpoint", "tensors", "bytes", "seconds"}``.
@@ -158,7 +160,7 @@ def merge(
         Refused: ranks or slices are missing, or do not fit the plan; all of them told.
     """
     begun = time.monotonic()
-    held = open_ranks(rank_dir, parallel, model, adapter, optimizer_parallel, strategy)
+    held = open_ranks(rank_dir, parallel, model, adapter, optimizer_parallel, strategy, step)
     tensors = held.tensors
     if weights_only:
         tensors = {name: item for name, item in tensors.items() if is_weight(name)}
@@ -182,13 +184,14 @@ def copy(tensors: Dict[str, Tensor], out: Path, what: str, dtype: str = "") -> p
     wanted = planned(tensors, dtype)
     layout = checkpoint_layout(wanted)
     require_space(out, layout.size, f"writing {out}")
-    meta_path(out).unlink(missing_ok=True)
     with written({out: layout}) as (file,):
         moves = [
             pump.Move(tensors[item.name], item.kind, [pump.Target(file, layout.places[item.name], whole(item.shape))])
             for item in wanted
         ]
-        return pump.run(moves, what)
+        found = pump.run(moves, what)
+        meta_path(out).unlink(missing_ok=True)
+        return found
 
 
 def open_ranks(
@@ -198,26 +201,29 @@ def open_ranks(
     adapter: Optional[Adapter] = None,
     optimizer_parallel: bool = True,
     strategy: Optional[Union[str, Path]] = None,
+    step: Optional[int] = None,
 ) -> Source:
-    """A folder of rank slices as a source; without ``parallel`` and ``strategy`` its slice.json rules."""
+    """A folder of rank slices as a source; without ``parallel`` and ``strategy`` its slice.json rules.
+
+    ``step``: which checkpoint of each rank; left out, the latest that all ranks have.
+    """
     from qwenlib.weights.ckpt_read import read_table
-    from qwenlib.weights.place import newest
 
     rank_dir = Path(rank_dir).expanduser()
     folders = rank_folders(rank_dir)
     if not folders:
         raise Refused(f"{rank_dir} holds no rank_N folders.")
     if parallel is None and strategy is None:
-        return open_source(rank_dir)
+        return open_source(rank_dir, step=step)
     if model is None:
         raise Refused("the sizes of the model are needed to merge: give --profile or --torch_ckpt_dir.")
     names: Dict[str, Any] = {}
-    for folder in folders.values():
-        names.update(read_table(newest(folder)))
+    for file in choose(folders, step).values():
+        names.update(read_table(file))
     shapes = full_shapes(model, adapter.lora_rank if adapter else 0)
     wanted = [Planned(name, item.kind, shapes.get(base_name(name), item.shape)) for name, item in names.items()]
     plan = plan_from_strategy(strategy) if strategy else make_plan(wanted, parallel or Parallel(), optimizer_parallel)
-    return open_source(rank_dir, plan, {item.name: item.shape for item in wanted})
+    return open_source(rank_dir, plan, {item.name: item.shape for item in wanted}, step)
 
 
 def full_shapes(model: Model, lora_rank: int = 0) -> Dict[str, Tuple[int, ...]]:
