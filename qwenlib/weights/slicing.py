@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any, Dict, List, Optional, Tuple, Union
 
 from qwenlib.errors import Refused
-from qwenlib.files import require_space, write_json
+from qwenlib.files import read_json, require_space, write_json
 from qwenlib.profile import Adapter, Model, Parallel
 from qwenlib.weights import pump
 from qwenlib.weights.convert import meta_path, refuse_overflow, require_dtype
+from qwenlib.weights.fit import rank_files
 from qwenlib.weights.layout import Planned, checkpoint_layout
 from qwenlib.weights.names import entries
 from qwenlib.weights.output import written
@@ -35,13 +36,16 @@ def slice_checkpoint(
     clamp: bool = False,
     strategy: Optional[Union[str, Path]] = None,
     prefix: str = "checkpoint_",
+    network_dtype: str = "",
 ) -> Dict[str, Any]:
     """Cut a Hugging Face folder or a full checkpoint into ``output_dir/rank_N/<prefix>N.ckpt``.
 
-    The offline replacement of MindFormers' ``auto_trans_ckpt`` (``mindspore.transform_checkpoints``): start training
-    with ``load_checkpoint=output_dir`` and auto_trans_ckpt off. ``ranks``: only these ("0-7" on the first server).
+    The offline replacement of MindFormers' ``auto_trans_ckpt`` (``mindspore.transform_checkpoints``): a training whose
+    ``load_checkpoint`` is ``output_dir`` finds slice.json in it, sees that it was cut by its own plan, and lets each
+    rank load its slice. ``ranks``: only these ("0-7" on the first server); others of the same source and plan stay.
     ``dtype``: empty keeps the checkpoint's number types and makes float16 of a Hugging Face folder. ``strategy``: a
-    strategy file that MindSpore wrote; it then rules instead of ``parallel``.
+    strategy file that MindSpore wrote; it then rules instead of ``parallel``. ``network_dtype``: the network's own
+    (param_init_type), which decides what is large enough for the optimizer's cut; empty: as what is written.
 
     Returns:
         ``{"output_dir", "ranks", "bytes", "plan", "tensors", "clamped", "nonfinite", "seconds"}``.
@@ -55,15 +59,18 @@ def slice_checkpoint(
         require_dtype(dtype)
     held = open_source(source)
     wanted = planned(held.tensors, dtype or ("float16" if held.form == "hf" else ""))
-    plan = plan_from_strategy(strategy) if strategy else make_plan(wanted, parallel, optimizer_parallel)
+    if strategy:
+        plan = plan_from_strategy(strategy)
+    else:
+        plan = make_plan(planned(held.tensors, network_dtype) if network_dtype else wanted, parallel, optimizer_parallel)
     chosen = wanted_ranks(ranks, plan.ranks)
     windows = {rank: _windows(plan, wanted, rank) for rank in chosen}
     output_dir = Path(output_dir).expanduser()
     if output_dir.resolve() == held.path.resolve() or (output_dir / "rank_0").resolve() == held.path.parent.resolve():
         raise Refused(f"{output_dir} holds the checkpoint that is to be cut. Choose another folder.")
     paths = {rank: target(output_dir / f"rank_{rank}" / f"{prefix}{rank}.ckpt") for rank in chosen}
-    for rank, path in paths.items():
-        target(output_dir, path.name, rank)
+    identity = _identity(held, plan, wanted, prefix, clamp)
+    goes_on = _goes_on(output_dir, identity, chosen)
     layouts = {
         paths[rank]: checkpoint_layout(
             [
@@ -75,7 +82,8 @@ def slice_checkpoint(
         for rank in chosen
     }
     require_space(output_dir, sum(layout.size for layout in layouts.values()), f"slicing {held.path}")
-    (output_dir / SLICE_META).unlink(missing_ok=True)
+    if not goes_on:
+        (output_dir / SLICE_META).unlink(missing_ok=True)
     with written(layouts) as files:
         moves = []
         for item in wanted:
@@ -88,26 +96,16 @@ def slice_checkpoint(
                 moves.append(pump.Move(held.tensors[item.name], item.kind, targets))
         found = pump.run(moves, "slice", clamp=clamp, digest=len(chosen) == plan.ranks and held.form != "ranks")
         refuse_overflow(found, held.path, dtype or "float16", clamp)
-    meta = {
-        "parallel": dataclasses.asdict(parallel),
-        "optimizer_parallel": optimizer_parallel,
-        "strategy": str(strategy) if strategy else None,
-        "ranks": chosen,
-        "of": plan.ranks,
-        "prefix": prefix,
-        "clamped": found.overflow,
-        "nonfinite": found.nonfinite,
-        "sources": describe(found.sha256),
-        "shapes": {item.name: list(item.shape) for item in wanted},
-        "stages": [
-            {
-                name: [list(cut.dev_matrix), list(cut.tensor_map), cut.opt_step, cut.opt_size]
-                for name, cut in stage.items()
-            }
-            for stage in plan.stages
-        ],
-    }
-    write_json(output_dir / SLICE_META, meta)
+    if not goes_on:
+        told = {
+            "parallel": dataclasses.asdict(parallel),
+            "optimizer_parallel": optimizer_parallel,
+            "strategy": str(strategy) if strategy else None,
+            "clamped": found.overflow,
+            "nonfinite": found.nonfinite,
+            "sources": describe(found.sha256),
+        }
+        write_json(output_dir / SLICE_META, {**told, **identity})
     return {
         "output_dir": output_dir,
         "ranks": chosen,
@@ -118,6 +116,46 @@ def slice_checkpoint(
         "nonfinite": found.nonfinite,
         "seconds": round(time.monotonic() - begun, 2),
     }
+
+
+def _identity(held: Source, plan: Plan, wanted: List[Planned], prefix: str, clamp: bool) -> Dict[str, Any]:
+    """What must agree between slices that lie in one folder: where they come from, and how they are cut."""
+    files = sorted({part.path for tensor in held.tensors.values() for part in tensor.parts})
+    return {
+        "of": plan.ranks,
+        "prefix": prefix,
+        "clamp": clamp,
+        "source": [[str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns] for path in files],
+        "shapes": {item.name: list(item.shape) for item in wanted},
+        "kinds": {item.name: item.kind for item in wanted},
+        "stages": [
+            {
+                name: [list(cut.dev_matrix), list(cut.tensor_map), cut.opt_step, cut.opt_size]
+                for name, cut in stage.items()
+            }
+            for stage in plan.stages
+        ],
+    }
+
+
+def _goes_on(output_dir: Path, identity: Dict[str, Any], chosen: List[int]) -> bool:
+    """True when the folder already holds other ranks of the same source, cut by the same plan.
+
+    Raises:
+        Refused: it holds ranks that are not.
+    """
+    others = [rank for rank, files in rank_files(output_dir).items() if files and rank not in chosen]
+    if not others:
+        return False
+    meta = output_dir / SLICE_META
+    held = read_json(meta) if meta.is_file() else None
+    if isinstance(held, dict) and all(held.get(key) == value for key, value in identity.items()):
+        return True
+    names = ", ".join(f"rank_{rank}" for rank in others[:8])
+    raise Refused(
+        f"{output_dir} holds {names}{' and more' if len(others) > 8 else ''}, which were not cut from the same "
+        "checkpoint by the same plan. Remove them, or choose another folder."
+    )
 
 
 def _windows(plan: Plan, wanted: List[Planned], rank: int) -> Dict[str, Window]:
