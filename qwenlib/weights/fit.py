@@ -84,7 +84,7 @@ def refuse_cut(path: Union[str, Path]) -> None:
     ):
         return
     raise Refused(
-        f"{path} holds the slices of {plan.ranks} ranks, and a whole checkpoint is needed here. Put them together first: "
+        f"{path} holds the slices of {plan.ranks} ranks, and a whole checkpoint is needed here. Merge them first: "
         f"qwenlib weights merge --rank_dir {path} --mindspore_ckpt_path whole.ckpt"
     )
 

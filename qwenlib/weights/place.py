@@ -8,7 +8,6 @@ from typing import Any, Dict, List, Union
 
 from qwenlib.errors import Refused
 
-
 _FOREIGN = (".bin", ".json", ".npz", ".pt", ".pth", ".safetensors")
 
 
@@ -26,8 +25,8 @@ def target(path: Union[str, Path], name: str = "qwen1_5.ckpt", rank: int = 0) ->
     others = [item.name for item in sorted(file.parent.glob("*.ckpt")) if item.name != file.name]
     if others and re.fullmatch(r"rank_\d+", file.parent.name):
         raise Refused(
-            f"{file.parent} already holds {', '.join(others)}; MindFormers takes one of them without a word, so exactly "
-            "one may lie there. Move it away or choose another folder."
+            f"{file.parent} already holds {', '.join(others)}; MindFormers would take one of them, so exactly one may "
+            "lie there. Move it away or choose another folder."
         )
     return file
 

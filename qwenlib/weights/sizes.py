@@ -40,8 +40,8 @@ def read_config(folder: Path) -> Dict[str, Any]:
     if packed:
         how = packed.get("quant_method", "?") if isinstance(packed, dict) else packed
         raise Refused(
-            f"{folder}/config.json: the weights are quantised ({how}), which cannot be converted. Download the model of "
-            "the same name without that suffix (GPTQ, AWQ)."
+            f"{folder}/config.json: the weights are quantised ({how}), which cannot be converted. Download the model "
+            "of the same name without that suffix (GPTQ, AWQ)."
         )
     return config
 

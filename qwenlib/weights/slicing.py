@@ -62,7 +62,8 @@ def slice_checkpoint(
     if strategy:
         plan = plan_from_strategy(strategy)
     else:
-        plan = make_plan(planned(held.tensors, network_dtype) if network_dtype else wanted, parallel, optimizer_parallel)
+        network = planned(held.tensors, network_dtype) if network_dtype else wanted
+        plan = make_plan(network, parallel, optimizer_parallel)
     chosen = wanted_ranks(ranks, plan.ranks)
     windows = {rank: _windows(plan, wanted, rank) for rank in chosen}
     output_dir = Path(output_dir).expanduser()
