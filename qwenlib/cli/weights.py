@@ -94,25 +94,17 @@ def slice_(
     Example: qwenlib weights slice --source Qwen1.5-7B --output_dir sliced --profile finetune_7b_910a --ranks 0-7
     """
     from qwenlib.profile import Parallel
-    from qwenlib.weights import slice_checkpoint
+    from qwenlib.weights import slice_checkpoint, slice_for_task
 
     if not profile and strategy is None:
         raise Refused("how shall it be cut? Give --profile (with its parallel plan) or --strategy.")
-    prof = _profile(profile, setting) if profile else None
-    parallel = _task(prof, task).parallel if prof else Parallel()
-    if optimizer_parallel is None:
-        optimizer_parallel = prof is None or prof.device_target != "CPU"
-    done = slice_checkpoint(
-        source,
-        output_dir,
-        parallel,
-        optimizer_parallel=optimizer_parallel,
-        ranks=ranks,
-        dtype=dtype,
-        clamp=clamp,
-        strategy=strategy,
-        network_dtype=prof.model.param_init_type if prof else "",
-    )
+    options: Dict[str, Any] = {"ranks": ranks, "dtype": dtype, "clamp": clamp, "strategy": strategy}
+    if profile:
+        prof = _profile(profile, setting)
+        name = _task_name(prof, task)
+        done = slice_for_task(prof, name, source, output_dir, optimizer_parallel=optimizer_parallel, **options)
+    else:
+        done = slice_checkpoint(source, output_dir, Parallel(), optimizer_parallel=True, **options)
     _warn(done)
     text = f"{len(done['ranks'])} of {done['of']} ranks, {_size(done['bytes'])} in {done['seconds']:.1f} s"
     _tell(as_json, done, f"{text}: {output_dir}. Train with --load_checkpoint {output_dir}: each rank loads its slice.")
@@ -317,10 +309,14 @@ def _profile(name: str, settings: Optional[List[str]]) -> Any:
 
 
 def _task(prof: Any, task: str) -> Any:
+    return prof.task(_task_name(prof, task))
+
+
+def _task_name(prof: Any, task: str) -> str:
     have = prof.tasks()
     if not task and len(have) != 1:
         raise Refused(f"profile {prof.name} has {', '.join(have) or 'no training task'}; name one with --task.")
-    return prof.task(task or have[0])
+    return str(task or have[0])
 
 
 def _run(

@@ -9,7 +9,7 @@ from typing import Any, Dict, List, Optional, Tuple, Union
 
 from qwenlib.errors import Refused
 from qwenlib.files import read_json, require_space, write_json
-from qwenlib.profile import Adapter, Model, Parallel
+from qwenlib.profile import Adapter, Model, Parallel, Profile
 from qwenlib.weights import pump
 from qwenlib.weights.convert import meta_path, refuse_overflow, require_dtype
 from qwenlib.weights.fit import rank_files
@@ -117,6 +117,29 @@ def slice_checkpoint(
         "nonfinite": found.nonfinite,
         "seconds": round(time.monotonic() - begun, 2),
     }
+
+
+def slice_for_task(
+    profile: Profile,
+    task_name: str,
+    source: Union[str, Path, Source],
+    output_dir: Union[str, Path],
+    *,
+    optimizer_parallel: Optional[bool] = None,
+    **options: Any,
+) -> Dict[str, Any]:
+    """:func:`slice_checkpoint` as the training of ``task_name`` will hold the model.
+
+    ``optimizer_parallel``: None: as the profile trains, which is on, but for the CPU.
+    """
+    return slice_checkpoint(
+        source,
+        output_dir,
+        profile.task(task_name).parallel,
+        optimizer_parallel=profile.device_target != "CPU" if optimizer_parallel is None else optimizer_parallel,
+        network_dtype=profile.model.param_init_type,
+        **options,
+    )
 
 
 def _identity(held: Source, plan: Plan, wanted: List[Planned], prefix: str, clamp: bool) -> Dict[str, Any]:

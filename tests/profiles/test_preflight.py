@@ -10,9 +10,8 @@ from typing import Any, Dict, List, Optional
 import pytest
 from typer.testing import CliRunner
 
-from qwenlib import preflight
+from qwenlib import preflight, weights
 from qwenlib import profile as profiles
-from qwenlib import weights
 from qwenlib.cli.main import app
 from qwenlib.doctor.report import FAIL, OK, SKIP, WARN
 from qwenlib.errors import Refused

@@ -61,7 +61,7 @@ def holes(folder: Path, size: str) -> Path:
 @pytest.mark.parametrize("size", FAMILY)
 def test_every_size_is_read_planned_and_cut(tmp_path: Path, size: str) -> None:
     folder = read_folder(holes(tmp_path / size, size))
-    model, (hidden, layers, heads, groups, inner, vocab, tied, parameters) = Model(**folder.sizes), FAMILY[size]
+    model, (hidden, layers, heads, groups, _, vocab, tied, parameters) = Model(**folder.sizes), FAMILY[size]
     assert folder.tied is tied and count(model) == {"tensors": 12 * layers + 3, "parameters": parameters}
     assert model.n_kv_heads == (None if groups == heads else groups)
     held = open_source(tmp_path / size)
