@@ -217,6 +217,26 @@ def test_the_plot_shows_a_swap(hf: Callable[..., Path], tmp_path: Path) -> None:
         lines = {line.get_label(): line.get_ydata() for line in axes.lines}
         assert len(axes.lines) >= 6 and all((values > 0).all() for values in lines.values())
     picture.savefig(tmp_path / "x.png")
+    assert largest_gap(picture) == 1.0, "a right conversion: every circle sits on its line"
+    tensors = read_all(tmp_path / "x.ckpt")
+    with CheckpointWriter(tmp_path / "swapped.ckpt") as out:
+        for name, value in tensors.items():
+            other = {"w1": "w3", "w3": "w1"}.get(name.split(".")[-2], "")
+            out.add(name, tensors[name.replace(name.split(".")[-2], other)] if other else value)
+    assert largest_gap(figure(folder, tmp_path / "swapped.ckpt")) > 2.5
+
+
+def largest_gap(picture: Any) -> float:
+    """The largest ratio between a circle and the line of its colour."""
+    gaps = [1.0]
+    for axes in picture.axes:
+        for line in axes.lines:
+            for circles in axes.lines:
+                alike = line.get_color() == circles.get_color()
+                if alike and line.get_linestyle() == "-" and circles.get_marker() == "o":
+                    ratio = line.get_ydata() / numpy.asarray(circles.get_ydata())
+                    gaps.append(float(numpy.maximum(ratio, 1 / ratio).max()))
+    return max(gaps)
 
 
 def command(*arguments: Any) -> subprocess.CompletedProcess:
