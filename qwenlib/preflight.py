@@ -124,7 +124,7 @@ def _ranks(profile: Profile, task: Task, given: Inputs) -> Iterator[Finding]:
     state = OK if cards == plan.ranks else FAIL
     yield Finding("ranks", state, f"{product}; the rank table {given.rank_table} has {cards} card(s)")
     servers = len(report.table.servers)
-    if servers > 1 and plan.model_parallel * plan.pipeline_stage > 1:
+    if servers > 1 and _slices_at_start(task, given):
         yield Finding(
             "shared folder",
             WARN,
@@ -223,7 +223,20 @@ def _rows_per_step(task: Task) -> int:
     return rows_per_step(task)
 
 
+def _cut_before(task: Task, given: Inputs) -> bool:
+    """The checkpoint is a folder of ``qwenlib weights slice``: nothing is sliced when the training starts."""
+    from qwenlib.weights import fit
+
+    return given.load_checkpoint is not None and task.parallel.ranks > 1 and fit.is_sliced(given.load_checkpoint)
+
+
+def _slices_at_start(task: Task, given: Inputs) -> bool:
+    return task.parallel.model_parallel * task.parallel.pipeline_stage > 1 and not _cut_before(task, given)
+
+
 def _checkpoint(profile: Profile, task: Task, given: Inputs) -> Iterator[Finding]:
+    from qwenlib.weights import fit
+
     for key, value in (given.sizes or {}).items():
         if hasattr(profile.model, key) and getattr(profile.model, key) != value:
             text = f"model.{key} is {getattr(profile.model, key)}, that of the weights is {value}"
@@ -232,6 +245,10 @@ def _checkpoint(profile: Profile, task: Task, given: Inputs) -> Iterator[Finding
         yield Finding("checkpoint", SKIP, "no checkpoint is given yet (02_weights makes it)")
         return
     path, plan = Path(given.load_checkpoint), task.parallel
+    if _cut_before(task, given):
+        yield _slices(profile, task, path)
+        return
+    fit.refuse_cut(path)
     ranks = _rank_folders(path)
     crowded = [name for name, count in ranks.items() if count != 1]
     if crowded:
@@ -251,6 +268,20 @@ def _checkpoint(profile: Profile, task: Task, given: Inputs) -> Iterator[Finding
         yield Finding("checkpoint", FAIL, text)
     else:
         yield _whole(profile, path)
+
+
+def _slices(profile: Profile, task: Task, path: Path) -> Finding:
+    from qwenlib.weights import fit
+
+    problems = fit.misfits(path, profile.model, task.parallel, profile.device_target != "CPU")
+    files = fit.rank_files(path)
+    if problems or not files:
+        told = "; ".join(problems) or "it holds no rank_N"
+        return Finding("checkpoint", FAIL, f"{path} holds slices: {told}. Cut anew: qwenlib weights slice")
+    size = sum(held[0].stat().st_size for held in files.values())
+    text = f"{path}: slices of this plan for {len(files)} of {task.parallel.ranks} ranks, {size / GIB:.2f} GiB"
+    some = "; the other servers need theirs" if len(files) < task.parallel.ranks else ""
+    return Finding("checkpoint", OK, f"{text}; auto_trans_ckpt is off{some}")
 
 
 def _whole(profile: Profile, path: Path) -> Finding:
@@ -284,7 +315,7 @@ def _flash_attention(profile: Profile, _task: Task, given: Inputs) -> Iterator[F
 
 def _memory(profile: Profile, task: Task, given: Inputs) -> Iterator[Finding]:
     from qwenlib.estimate.memory import limit_bytes, per_card
-    from qwenlib.weights import place
+    from qwenlib.weights import fit, place
 
     if profile.device_target == "Ascend":
         peak, limit = max(stage.total for stage in per_card(profile, _name(profile, task))), limit_bytes(profile)
@@ -293,13 +324,20 @@ def _memory(profile: Profile, task: Task, given: Inputs) -> Iterator[Finding]:
     if given.load_checkpoint is None:
         return
     ranks = min(task.parallel.ranks, 8)
-    size = place.locate(given.load_checkpoint).stat().st_size
-    sliced = task.parallel.model_parallel * task.parallel.pipeline_stage > 1
+    sliced = _slices_at_start(task, given)
+    if _cut_before(task, given):
+        sizes = [path.stat().st_size for held in fit.rank_files(given.load_checkpoint).values() for path in held]
+        size = max(sizes, default=0)
+    else:
+        size = place.locate(given.load_checkpoint).stat().st_size
     # Sliced: rank 0 reads the whole file and writes every slice, then each loads its own.
     need = 2 * size if sliced else ranks * size
     free = given.available_memory if given.available_memory is not None else _available()
     how = "rank 0 slices it" if sliced else f"{ranks} rank(s) each load it whole"
-    text = f"the checkpoint of {size / GIB:.2f} GiB, {how}: {need / GIB:.1f} of {free / GIB:.1f} GiB that are free"
+    what = f"the checkpoint of {size / GIB:.2f} GiB, {how}"
+    if _cut_before(task, given):
+        what = f"slices of up to {size / GIB:.2f} GiB, one for each of {ranks} ranks"
+    text = f"{what}: {need / GIB:.1f} of {free / GIB:.1f} GiB that are free"
     yield Finding("host memory", OK if need <= free else FAIL, text)
 
 
@@ -335,7 +373,7 @@ def _disk(profile: Profile, task: Task, given: Inputs) -> Iterator[Finding]:
 
 def _platform(profile: Profile, task: Task, given: Inputs) -> Iterator[Finding]:
     mode = modelarts.mindformers_mode(given.environ)
-    slicing = task.parallel.model_parallel * task.parallel.pipeline_stage > 1
+    slicing = _slices_at_start(task, given)
     url = profile.remote_save_url
     if url and not re.match(r"(obs|s3)://[^/]+", url):
         yield Finding("remote_save_url", FAIL, f"must read obs://bucket/folder, found {url!r}")
@@ -350,10 +388,10 @@ def _platform(profile: Profile, task: Task, given: Inputs) -> Iterator[Finding]:
         yield Finding("ModelArts mode", WARN if mode.active else OK, mode.text)
 
 
-def _sink(profile: Profile, task: Task, _given: Inputs) -> Iterator[Finding]:
-    slicing = task.parallel.model_parallel * task.parallel.pipeline_stage > 1
-    if profile.device_target == "Ascend" and slicing and not task.sink_mode:
-        text = "sink_mode must be true: slicing the checkpoint compiles the network first, which only sink mode does"
+def _sink(profile: Profile, task: Task, given: Inputs) -> Iterator[Finding]:
+    slices = task.parallel.model_parallel * task.parallel.pipeline_stage > 1 or _cut_before(task, given)
+    if profile.device_target == "Ascend" and slices and not task.sink_mode:
+        text = "sink_mode must be true: loading slices compiles the network first, which only sink mode does"
         yield Finding("sink mode", FAIL, text)
     elif task.sink_mode and profile.device_target != "CPU":
         yield Finding(

@@ -21,7 +21,9 @@ def register(app: typer.Typer) -> None:
 
 def train(
     profile: str = typer.Option("smoke", "--profile", help="A shipped profile, or the path of a .yaml file."),
-    load_checkpoint: Path = typer.Option(..., "--load_checkpoint", help="model_dir with rank_0/x.ckpt, or a .ckpt."),
+    load_checkpoint: Path = typer.Option(
+        ..., "--load_checkpoint", help="model_dir with rank_0/x.ckpt, a .ckpt, or rank slices."
+    ),
     train_dataset: Path = typer.Option(..., *TRAIN_DATASET, help="The MindRecord to train on."),
     torch_ckpt_dir: Optional[Path] = typer.Option(
         None, "--torch_ckpt_dir", help="The Hugging Face folder: sizes, vocab.json and merges.txt are taken from it."

@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
 
 from qwenlib import launch
-from qwenlib.engine import placement, render, starting
+from qwenlib.engine import initial, placement, render, starting
 from qwenlib.engine import resume as resuming
 from qwenlib.engine.job import Job
 from qwenlib.errors import Refused
 from qwenlib.files import read_json, require_space, write_text
 from qwenlib.profile import Profile
-from qwenlib.weights import place, read_folder
+from qwenlib.weights import fit, place, read_folder
 
 READY_SECONDS = 1800.0
 """Until every rank must have met the others; as long as HCCL itself waits."""
@@ -208,14 +208,11 @@ def training_plan(
     if not dataset.is_file():
         raise Refused(f"there is no training data {dataset}. Run 03_data, or qwenlib data build, first.")
     starting.check_data(profile, dataset, vocab_file, merges_file)
-    sliced = task.parallel.model_parallel * task.parallel.pipeline_stage > 1
-    # Data-parallel ranks each load the whole file; only a folder can be sliced. Always absolute: MindFormers links it.
-    source = Path(load_checkpoint).absolute() if sliced else place.locate(load_checkpoint).absolute()
-    if sliced:
-        place.locate(source)
-    require_space(run_dir, 4 * place.locate(load_checkpoint).stat().st_size, f"checkpoints of {task_name}")
     where = placement.place(profile, task_name, rank_table, nodes, node_rank)
     mine = range(where.get("first_rank", 0), where.get("first_rank", 0) + where.get("ranks", ranks))
+    begins = initial.find(profile, task, load_checkpoint, mine)
+    source = begins.path
+    require_space(run_dir, 4 * begins.bytes, f"checkpoints of {task_name}")
     saved = resuming.choose(resume, run_dir, mine)
     config = render.train_config(
         profile,
@@ -226,6 +223,8 @@ def training_plan(
         output_dir=run_dir / "output",
         tokens=token_ids(base_vocabulary(vocab_file)),
     )
+    if begins.in_slices:
+        config["auto_trans_ckpt"] = False
     run_dir.mkdir(parents=True, exist_ok=True)
     (run_dir / "result.json").unlink(missing_ok=True)
     write_text(run_dir / f"{task_name}.yaml", yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
@@ -398,5 +397,6 @@ def _predict_job(
     result: str,
     settings: Dict[str, Any],
 ) -> Job:
+    fit.refuse_cut(load_checkpoint)
     checkpoint = place.locate(load_checkpoint).absolute()
     return Job(task, profile.device_target, config, str(checkpoint), str(run_dir.absolute() / result), settings)
