@@ -48,7 +48,8 @@ def predict(
         infer.Session(
             prof,
             load_checkpoint=load_checkpoint,
-            **files,
+            vocab_file=files["vocab_file"],
+            merges_file=files["merges_file"],
             run_dir=folder,
             adapter_task="lora" if lora else "",
             name=str(load_checkpoint),

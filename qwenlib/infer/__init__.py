@@ -2,6 +2,7 @@
 
 from qwenlib.infer.compare import compare, exact_match
 from qwenlib.infer.models import Models
-from qwenlib.infer.session import Session, chat_prompt
+from qwenlib.infer.prompt import SYSTEM, chat_prompt, opened
+from qwenlib.infer.session import Session
 
-__all__ = ["Models", "Session", "chat_prompt", "compare", "exact_match"]
+__all__ = ["SYSTEM", "Models", "Session", "chat_prompt", "compare", "exact_match", "opened"]

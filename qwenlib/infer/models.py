@@ -28,7 +28,7 @@ class Models(Mapping[str, Session]):
         run_dir: Union[str, Path],
     ):
         self.profile, self.checkpoints = profile, dict(checkpoints)
-        self._files = {"vocab_file": vocab_file, "merges_file": merges_file}
+        self._files: Dict[str, Any] = {"vocab_file": vocab_file, "merges_file": merges_file}
         self._run_dir = Path(run_dir)
         self._open: Dict[str, Session] = {}
 

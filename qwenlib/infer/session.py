@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import select
 import shutil
@@ -12,29 +13,22 @@ import time
 import weakref
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Callable, Dict, Iterator, Optional, Type, Union
+from typing import Any, Callable, Dict, Iterator, Optional, Sequence, Type, Union
 
 from qwenlib import launch
 from qwenlib.engine import work
 from qwenlib.errors import WorkFailed
-from qwenlib.profile import Profile
-
-SYSTEM = "You are a helpful assistant."
-
-
-def chat_prompt(text: str, system: str = SYSTEM) -> str:
-    """What a ChatML-tuned model sees for one user message: system, user, and the opened assistant turn."""
-    from qwenlib.data.chatml import render
-
-    messages = [{"role": "system", "content": system}] if system else []
-    return render([*messages, {"role": "user", "content": text}], add_generation_prompt=True)
+from qwenlib.infer import prompt as prompts
+from qwenlib.infer.prompt import SYSTEM, Message, Seen
+from qwenlib.profile import Predict, Profile
 
 
 class Session:
     """``with Session(profile, …) as session: session.ask("…")``.
 
     The process starts with the object; :meth:`ask` waits until it is ready. A failure of the process is told as
-    WorkFailed with its own error; closing gives the memory back.
+    WorkFailed with its own error; closing gives the memory back. ``raw``: the model is a base model, which continues
+    text and knows no ChatML; a question can say otherwise.
     """
 
     def __init__(
@@ -47,8 +41,10 @@ class Session:
         run_dir: Union[str, Path],
         adapter_task: str = "",
         name: str = "model",
+        raw: bool = False,
     ):
-        self.profile, self.name = profile, name
+        self.profile, self.name, self.raw = profile, name, raw
+        self._vocabulary = (vocab_file, merges_file)
         self._folder = Path(tempfile.mkdtemp(prefix="qwenlib-"))  # a socket's path must stay below 108 bytes
         self._remove = weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)  # or when Python ends
         self._socket = self._folder / "engine"
@@ -88,7 +84,7 @@ class Session:
         self,
         text: str,
         *,
-        chat: bool = True,
+        chat: Optional[bool] = None,
         system: str = SYSTEM,
         on_text: Optional[Callable[[str], object]] = None,
         stopped: Optional[Callable[[], bool]] = None,
@@ -96,26 +92,76 @@ class Session:
     ) -> Dict[str, Any]:
         """Answer ``text``: as a ChatML user message, or (``chat=False``) continued as it stands.
 
-        ``on_text(piece)`` gets the answer as it grows; ``stopped()`` returning True ends it. ``settings``: the
-        fields of :class:`qwenlib.engine.answer.Request`, such as ``max_new_tokens`` or ``do_sample``.
+        ``chat`` None: as the kind of model wants it. ``on_text(piece)`` gets the answer as it grows; ``stopped()``
+        returning True ends it. ``settings``: the fields of :class:`qwenlib.engine.answer.Request`, such as
+        ``max_new_tokens`` or ``do_sample``; what is not given, the profile says.
 
         Returns:
-            The answer's figures (see :func:`qwenlib.engine.answer.answer`) and ``"prompt"``: what the model saw.
+            The answer's figures (see :func:`qwenlib.engine.answer.answer`), ``"prompt"``: what the model saw, and
+            ``"dropped_turns"``: 0.
 
         Raises:
             WorkFailed: the process of the model ended.
         """
+        raw = self.raw if chat is None else not chat
+        prompt = text if raw else prompts.chat_prompt(text, system)
+        return {**self._answer(prompt, on_text, stopped, settings), "dropped_turns": 0}
+
+    def chat(
+        self,
+        messages: Sequence[Message],
+        *,
+        on_text: Optional[Callable[[str], object]] = None,
+        stopped: Optional[Callable[[], bool]] = None,
+        raw: Optional[bool] = None,
+        **settings: Any,
+    ) -> Dict[str, Any]:
+        """Answer the last of ``messages``, ``{"role": "system" | "user" | "assistant", "content": text}`` each.
+
+        Oldest exchanges are dropped until the rest and ``max_new_tokens`` fit the model's context. Arguments as for
+        :meth:`ask`; ``raw`` None: as the kind of model wants it.
+
+        Returns:
+            As :meth:`ask`; ``"dropped_turns"`` says how many exchanges were dropped.
+
+        Raises:
+            Refused: the messages are no conversation that ends with a question.
+            WorkFailed: the process of the model ended.
+        """
+        seen = self.sees(messages, raw=raw, max_new_tokens=settings.get("max_new_tokens"))
+        return {**self._answer(seen.prompt, on_text, stopped, settings), "dropped_turns": seen.dropped_turns}
+
+    def sees(
+        self, messages: Sequence[Message], *, raw: Optional[bool] = None, max_new_tokens: Optional[int] = None
+    ) -> Seen:
+        """The prompt that :meth:`chat` would give the model, with its token count; the model is not waited for."""
+        longest = self.settings(max_new_tokens=max_new_tokens)["max_new_tokens"]
+        return prompts.fit(
+            messages,
+            prompts.tokenizer_of(*self._vocabulary),
+            self.profile.data.seq_length,
+            longest,
+            self.raw if raw is None else raw,
+        )
+
+    def settings(self, **given: Any) -> Dict[str, Any]:
+        """The settings of an answer: what is given (and not None), for the rest what the profile says."""
+        found = {key: value for key, value in given.items() if value is not None}
+        predict = self.profile.predict or Predict()
+        for item in dataclasses.fields(predict):
+            found.setdefault(item.name, getattr(predict, item.name))
+        return found
+
+    def _answer(
+        self,
+        prompt: str,
+        on_text: Optional[Callable[[str], object]],
+        stopped: Optional[Callable[[], bool]],
+        settings: Dict[str, Any],
+    ) -> Dict[str, Any]:
         if not self._open:
             raise WorkFailed(f"{self.name} is closed; open it again.")
-        prompt = chat_prompt(text, system) if chat else text
-        predict = self.profile.predict
-        if predict is not None:
-            settings.setdefault("max_new_tokens", predict.max_new_tokens)
-            settings.setdefault("do_sample", predict.do_sample)
-            settings.setdefault("repetition_penalty", predict.repetition_penalty)
-            settings.setdefault("top_k", predict.top_k)
-            settings.setdefault("top_p", predict.top_p)
-        for message in self._converse({"prompt": prompt, **settings}, stopped):
+        for message in self._converse({"prompt": prompt, **self.settings(**settings)}, stopped):
             if "error" in message:
                 raise WorkFailed(f"{self.name} could not answer: {message['error']}")
             if "done" in message:

@@ -98,6 +98,23 @@ def test_an_answer_streams_in_whole_characters_and_ends_at_its_stop_token(speake
     assert 0 < answer["first_token_seconds"] <= answer["seconds"] < 5
 
 
+def test_a_conversation_is_answered_and_its_oldest_exchanges_go_when_it_outgrows_the_context(
+    speaker: infer.Session, micro: Micro
+) -> None:
+    messages = [{"role": "system", "content": "S"}, {"role": "user", "content": "x"}]
+    pieces: List[str] = []
+    answer = speaker.chat(messages, on_text=pieces.append)
+    assert "".join(pieces) == answer["text"] == SENTENCE and answer["dropped_turns"] == 0
+    assert answer["prompt"] == "<|im_start|>system\nS<|im_end|>\n<|im_start|>user\nx<|im_end|>\n<|im_start|>assistant\n"
+    for number in range(6):
+        messages += [{"role": "assistant", "content": answer["text"]}, {"role": "user", "content": f"again {number}"}]
+    seen = speaker.sees(messages)
+    answer = speaker.chat(messages)
+    assert answer["text"] == SENTENCE and 0 < answer["dropped_turns"] == seen.dropped_turns < 6
+    assert answer["prompt"] == seen.prompt and answer["prompt_tokens"] == seen.tokens, "counted as the engine counts"
+    assert seen.tokens + 12 <= micro.profile.data.seq_length and answer["cut_tokens"] == 0
+
+
 def test_text_is_continued_as_it_stands_without_chat(speaker: infer.Session) -> None:
     answer = ask(speaker, "x", chat=False, max_new_tokens=9)
     assert answer["prompt"] == "x" and answer["prompt_tokens"] == 1
