@@ -179,11 +179,11 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
         context.close()
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def open_notebook(browser: Any, lab: Lab) -> Iterator[Open]:
     """``open_notebook(*cells, name="notebook")``: a notebook of these cells, open, with an idle kernel.
 
-    When the test ends, its page is closed; what its kernels started ends with the server.
+    Each with a name of its own; the pages stay open to the end of the module.
     """
     nbformat = pytest.importorskip("nbformat")
     pages: List[Any] = []

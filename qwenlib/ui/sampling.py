@@ -1,0 +1,80 @@
+"""The settings of an answer as widgets: system prompt, length, and how the next token is chosen."""
+
+from __future__ import annotations
+
+import random
+from typing import Any, Dict, Mapping
+
+from qwenlib.infer import SYSTEM
+from qwenlib.profile import Predict, Profile
+
+
+class Sampling:
+    """``widget`` holds the sliders, each with its unit and default; :meth:`read` gives what is set."""
+
+    def __init__(self, profile: Profile, label: Mapping[str, str]):
+        import ipywidgets
+
+        said = profile.predict or Predict()
+        longest = max(profile.data.seq_length - 1, 1)
+        self.defaults: Dict[str, Any] = {
+            "system": SYSTEM,
+            "longest": min(said.max_new_tokens, longest),
+            "sample": said.do_sample,
+            "temperature": float(getattr(said, "temperature", 1.0)),
+            "top_k": said.top_k,
+            "top_p": said.top_p,
+            "repetition": said.repetition_penalty,
+            "seed": int(getattr(said, "seed", 0)),
+        }
+        wide = ipywidgets.Layout(width="98%")
+        style = {"description_width": "22em"}
+
+        def named(key: str) -> Dict[str, Any]:
+            value = self.defaults[key]
+            shown = label["default"].format(value=value)
+            return {"value": value, "description": f"{label[key]}, {shown}", "style": style, "layout": wide}
+
+        most_k, most_penalty = max(100, said.top_k), max(2.0, said.repetition_penalty)
+        self.system = ipywidgets.Textarea(
+            value=SYSTEM, description=label["system"], rows=2, style=style, layout=wide, continuous_update=True
+        )
+        self.fields: Dict[str, Any] = {
+            "system": self.system,
+            "longest": ipywidgets.IntSlider(min=1, max=longest, **named("longest")),
+            "sample": ipywidgets.Checkbox(
+                value=said.do_sample, description=label["sample"], indent=True, style=style, layout=wide
+            ),
+            "temperature": ipywidgets.FloatSlider(min=0.05, max=2.0, step=0.05, **named("temperature")),
+            "top_k": ipywidgets.IntSlider(min=0, max=most_k, **named("top_k")),
+            "top_p": ipywidgets.FloatSlider(min=0.05, max=1.0, step=0.01, **named("top_p")),
+            "repetition": ipywidgets.FloatSlider(min=1.0, max=most_penalty, step=0.01, **named("repetition")),
+            "seed": ipywidgets.BoundedIntText(min=0, max=2**31 - 1, **named("seed")),
+        }
+        self.reset = ipywidgets.Button(description=label["defaults"], layout=ipywidgets.Layout(width="auto"))
+        self.reset.on_click(lambda _button: self.set_defaults())
+        self.fields["sample"].observe(lambda _change: self._grey(), names="value")
+        self.widget = ipywidgets.VBox([*self.fields.values(), self.reset])
+        self._grey()
+
+    def set_defaults(self) -> None:
+        """Everything as the profile says."""
+        for name, value in self.defaults.items():
+            self.fields[name].value = value
+
+    def read(self) -> Dict[str, Any]:
+        """The settings of :meth:`qwenlib.infer.Session.chat`; a seed of 0 is replaced by one drawn now."""
+        value = {name: field.value for name, field in self.fields.items()}
+        found = {
+            "max_new_tokens": value["longest"],
+            "do_sample": value["sample"],
+            "repetition_penalty": value["repetition"],
+        }
+        if value["sample"]:
+            found.update({name: value[name] for name in ("temperature", "top_k", "top_p")})
+            found["seed"] = value["seed"] or random.randrange(1, 2**31)
+        return found
+
+    def _grey(self) -> None:
+        for name in ("temperature", "top_k", "top_p", "seed"):
+            self.fields[name].disabled = not self.fields["sample"].value
