@@ -102,7 +102,7 @@ class ChatPanel:
             return made
 
         wide, names = ipywidgets.Layout(width="98%"), list(models)
-        auto = {"description_width": "auto"}
+        auto, beside = {"description_width": "auto"}, ipywidgets.Layout(flex="0 0 auto")
         self.first = ipywidgets.Dropdown(options=names, value=names[-1], description=label["model"], style=auto)
         self.second = ipywidgets.Dropdown(
             options=[(label["nobody"], ""), *((name, name) for name in names)], description=label["compare"], style=auto
@@ -110,9 +110,9 @@ class ChatPanel:
         self.sampling = Sampling(models.profile, label)
         settings = ipywidgets.Accordion([self.sampling.widget], titles=(label["settings"],), selected_index=None)
         self.past, self.live = ipywidgets.HTML(layout=wide), ipywidgets.HTML(layout=wide)
-        # The last child stands on top: such a box stays scrolled to its end while it grows.
-        log = ipywidgets.Box([self.live, self.past], layout=ipywidgets.Layout(max_height="30em", overflow="auto"))
-        log.layout.display, log.layout.flex_flow = "flex", "column-reverse nowrap"
+        # A box in reversed order stays scrolled to its end while what is in it grows.
+        log = ipywidgets.Box([ipywidgets.VBox([self.past, self.live], layout=ipywidgets.Layout(flex="0 0 auto"))])
+        log.layout.max_height, log.layout.overflow, log.layout.flex_flow = "30em", "auto", "column-reverse nowrap"
         self.prompt = ipywidgets.Textarea(placeholder=label["placeholder"], rows=3, layout=wide)
         self.sent = ipywidgets.Textarea()
         self.sent.observe(lambda change: self._on_sent(change["new"]), names="value")
@@ -127,7 +127,7 @@ class ChatPanel:
         self.gone = ipywidgets.HTML(chat_page.gone_html(label["gone"]))
         live = ipywidgets.VBox(
             [
-                ipywidgets.HBox([self.prompt, ipywidgets.VBox([self.send, self.stop]), self.sent]),
+                ipywidgets.HBox([self.prompt, ipywidgets.VBox([self.send, self.stop], layout=beside), self.sent]),
                 ipywidgets.HBox([self.again, *self.keep, self.json, self.markdown, self.clear]),
                 self.status,
             ]
@@ -269,7 +269,7 @@ class ChatPanel:
             parts.append(label["dropped"].format(turns=found["dropped_turns"]))
         if found["cut_tokens"]:
             parts.append(label["cut"].format(tokens=found["cut_tokens"]))
-        return "; ".join(parts)
+        return " · ".join(parts)
 
     def _draw(self) -> None:
         """The last turn."""

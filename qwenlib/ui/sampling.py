@@ -33,7 +33,7 @@ class Sampling:
         def named(key: str) -> Dict[str, Any]:
             value = self.defaults[key]
             shown = label["default"].format(value=value)
-            return {"value": value, "description": f"{label[key]}, {shown}", "style": style, "layout": wide}
+            return {"value": value, "description": label[key] + shown, "style": style, "layout": wide}
 
         most_k, most_penalty = max(100, said.top_k), max(2.0, said.repetition_penalty)
         self.system = ipywidgets.Textarea(
@@ -51,7 +51,9 @@ class Sampling:
             "repetition": ipywidgets.FloatSlider(min=1.0, max=most_penalty, step=0.01, **named("repetition")),
             "seed": ipywidgets.BoundedIntText(min=0, max=2**31 - 1, **named("seed")),
         }
-        self.reset = ipywidgets.Button(description=label["defaults"], layout=ipywidgets.Layout(width="auto"))
+        self.reset = ipywidgets.Button(
+            description=label["defaults"], layout=ipywidgets.Layout(width="auto", align_self="flex-end")
+        )
         self.reset.on_click(lambda _button: self.set_defaults())
         self.fields["sample"].observe(lambda _change: self._grey(), names="value")
         self.widget = ipywidgets.VBox([*self.fields.values(), self.reset])
