@@ -368,10 +368,12 @@ def serve_plan(
     run_dir: Union[str, Path],
     socket: Union[str, Path],
     adapter_task: str = "",
+    use_past: bool = True,
 ) -> launch.Plan:
     """The plan of a background process that loads a checkpoint and answers over ``socket``.
 
-    It writes ``run_dir/ready.json`` when it listens. ``adapter_task``: "lora" when the checkpoint holds an adapter.
+    It writes ``run_dir/ready.json`` when it listens. ``adapter_task``: "lora" when the checkpoint holds an adapter;
+    ``use_past`` False: every token is computed from the whole text again.
     """
     run_dir = Path(run_dir).absolute()
     config = render.predict_config(
@@ -381,6 +383,7 @@ def serve_plan(
         output_dir=run_dir / "output",
         tokens=token_ids(base_vocabulary(vocab_file)),
         adapter_task=profile.task(adapter_task) if adapter_task else None,
+        use_past=use_past,
     )
     job = _predict_job("serve", profile, config, load_checkpoint, run_dir, "ready.json", {"socket": str(socket)})
     run_dir.mkdir(parents=True, exist_ok=True)

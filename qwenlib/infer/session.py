@@ -28,7 +28,7 @@ class Session:
 
     The process starts with the object; :meth:`ask` waits until it is ready. A failure of the process is told as
     WorkFailed with its own error; closing gives the memory back. ``raw``: the model is a base model, which continues
-    text and knows no ChatML; a question can say otherwise.
+    text and knows no ChatML; a question can say otherwise. ``use_past``: generate with MindFormers' key/value cache.
     """
 
     def __init__(
@@ -42,6 +42,7 @@ class Session:
         adapter_task: str = "",
         name: str = "model",
         raw: bool = False,
+        use_past: bool = True,
     ):
         self.profile, self.name, self.raw = profile, name, raw
         self._vocabulary = (vocab_file, merges_file)
@@ -58,6 +59,7 @@ class Session:
                 run_dir=run_dir,
                 socket=self._socket,
                 adapter_task=adapter_task,
+                use_past=use_past,
             )
             self._run = launch.start(plan)
         except BaseException:
