@@ -308,10 +308,11 @@ def score(
     run_dir: Union[str, Path],
     checkpoints: Optional[Dict[str, Union[str, Path]]] = None,
     adapter_task: str = "",
+    plain: Sequence[str] = (),
 ) -> Dict[str, Dict[str, float]]:
     """Mean loss (nats per learned token) over a whole MindRecord: of the base, and of ``checkpoints`` by name.
 
-    ``adapter_task``: "lora" when ``checkpoints`` are LoRA checkpoints.
+    ``adapter_task``: "lora" when ``checkpoints`` are LoRA checkpoints; ``plain``: names of those that are none.
 
     Returns:
         ``{"base": {"loss", "tokens", "token_accuracy"}, name: …}``.
@@ -328,6 +329,7 @@ def score(
     settings = {
         "mindrecord": str(Path(mindrecord).absolute()),
         "checkpoints": {name: str(place.locate(path).absolute()) for name, path in (checkpoints or {}).items()},
+        "plain": list(plain),
     }
     job = _predict_job("score", profile, config, load_checkpoint, Path(run_dir), "score.json", settings)
     return dict(one_rank(job, run_dir, "score"))

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Dict, Mapping, Sequence, Union
+from typing import Any, Dict, Mapping, Optional, Sequence, Union
 
 from qwenlib import profile as profiles
 from qwenlib import workspace
 from qwenlib.engine import work
 from qwenlib.errors import Refused
+from qwenlib.infer import prompt as prompts
+from qwenlib.infer.prompt import Message, Seen
 from qwenlib.infer.session import Session
 from qwenlib.profile import Adapter, Profile
 
@@ -31,6 +33,17 @@ class Choice:
     """"lora" when the checkpoint holds an adapter of that task's shape."""
     raw: bool = False
     """A base model: it continues text and knows no ChatML."""
+
+    def sees(
+        self, messages: Sequence[Message], *, raw: Optional[bool] = None, max_new_tokens: Optional[int] = None
+    ) -> Seen:
+        """The prompt that the model would be given, with its token count; the model is not loaded.
+
+        Raises:
+            Refused: the messages are no conversation that ends with a question.
+        """
+        files = (self.vocab_file, self.merges_file)
+        return prompts.seen(self.profile, files, messages, self.raw if raw is None else raw, max_new_tokens)
 
     def open(self, run_dir: Union[str, Path], **more: Any) -> Session:
         """Load it in a background process that works in ``run_dir``; ``more``: further arguments of Session."""
@@ -74,9 +87,9 @@ def of_run(run_dir: Union[str, Path], profile: str = "", settings: Sequence[str]
         base = Choice(
             "base",
             work.with_sizes(profiles.load(profile, settings), sizes),
-            _here(folder, "02_weights", outputs["model_dir"]),
-            _here(folder, "02_weights", outputs["vocab_file"]),
-            _here(folder, "02_weights", outputs["merges_file"]),
+            here(folder, "02_weights", outputs["model_dir"]),
+            here(folder, "02_weights", outputs["vocab_file"]),
+            here(folder, "02_weights", outputs["merges_file"]),
             raw=True,
         )
         found = {"base": base}
@@ -84,7 +97,7 @@ def of_run(run_dir: Union[str, Path], profile: str = "", settings: Sequence[str]
             checkpoint = meta["outputs"].get("checkpoint")
             if not checkpoint:
                 continue  # in slices, of several nodes; merged and named by its path it can be asked
-            found[name] = replace(base, name=name, checkpoint=_here(folder, TRAINED[name], checkpoint), raw=False)
+            found[name] = replace(base, name=name, checkpoint=here(folder, TRAINED[name], checkpoint), raw=False)
             if name == "lora":
                 adapter = Adapter(**meta["config"]["lora"]["adapter"])
                 found[name] = replace(found[name], profile=with_adapter(base.profile, adapter), adapter_task="lora")
@@ -113,11 +126,26 @@ def pick(choices: Mapping[str, Choice], name: str = "") -> Choice:
     return choices[name]
 
 
+def sight(choice: Choice, messages: Sequence[Message]) -> str:
+    """What the model would see, as text, under a line with its token counts; the model is not loaded.
+
+    Raises:
+        Refused: the messages are no conversation that ends with a question.
+    """
+    seen = choice.sees(messages)
+    left = f", {seen.dropped_turns} oldest exchanges left out" if seen.dropped_turns else ""
+    left += f", its first {seen.cut_tokens} tokens cut" if seen.cut_tokens else ""
+    how = "plain text" if choice.raw else "ChatML"
+    context = choice.profile.data.seq_length
+    head = f"{choice.name} sees {how}: {seen.tokens} of {context} tokens{left}; room for an answer of {seen.room}"
+    return f"{head}\n{'-' * len(head)}\n{seen.prompt}"
+
+
 def _done(folder: Path, stage: str) -> bool:
     return (folder / stage / workspace.META).is_file()
 
 
-def _here(folder: Path, stage: str, path: str) -> Path:
+def here(folder: Path, stage: str, path: str) -> Path:
     """``path``, or, when the run was moved since, the same place below its stage's folder."""
     found = Path(path)
     if not found.exists() and stage in found.parts:

@@ -74,6 +74,16 @@ class Models(Mapping[str, Session]):
     def __len__(self) -> int:
         return len(self.choices)
 
+    def opened(self) -> Collection[str]:
+        """Names of the models that are loaded."""
+        return [name for name, session in self._open.items() if session.alive]
+
+    def release(self, name: str) -> None:
+        """Give the memory of one model back; it is loaded again when it is asked again."""
+        session = self._open.pop(name, None)
+        if session is not None:
+            session.close()
+
     def close(self) -> None:
         """End the process of every open session and give its memory back."""
         for session in self._open.values():
