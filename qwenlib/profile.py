@@ -55,6 +55,8 @@ class Data:
     """Put several conversations into a row; attention (MindFormers 1.0) still sees the row's earlier ones."""
     too_long: str = "truncate"
     """Conversations longer than a row: ``truncate`` (as upstream), ``drop`` or ``split`` over several rows."""
+    hold_out: int = 0
+    """Conversations that are kept out of training, to measure the trained models with."""
 
 
 @dataclass(frozen=True)
@@ -118,6 +120,8 @@ class Predict:
     max_new_tokens: int = 512
     repetition_penalty: float = 1.0
     do_sample: bool = False
+    temperature: float = 1.0
+    """Of sampling; below 1 sharper, above 1 more varied."""
     top_k: int = 0
     top_p: float = 0.8
 
@@ -244,7 +248,7 @@ def check(profile: Profile) -> List[str]:
     return problems
 
 
-_MAY_BE_ZERO = ("seed", "top_k")
+_MAY_BE_ZERO = ("seed", "top_k", "hold_out")
 
 
 def _out_of_range(part: Any, where: str) -> List[str]:

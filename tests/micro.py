@@ -129,6 +129,24 @@ class Micro:
             said[-1] = said[1]
         return [*zip(said, said[1:]), (x, y), (y, x), (q, broken), (broken, broken)]
 
+    def run(self, run_dir: Path, base: Path, **checkpoints: Path) -> Path:
+        """``run_dir`` as a workbook leaves it: 02_weights with ``base``, 03_data, and ``lora=`` or ``finetune=``."""
+        import yaml
+
+        from qwenlib.infer.choose import TRAINED
+        from qwenlib.workspace import open_stage
+
+        shape = self.folder / "micro.yaml"
+        config = profiles.to_dict(self.profile)
+        shape.write_text(yaml.safe_dump(config), encoding="utf-8")
+        sizes = {key: config["model"][key] for key in ("hidden_size", "num_layers", "num_heads", "n_kv_heads")}
+        open_stage("02_weights", run_dir, str(shape)).finish({"model_dir": base, **self.files}, config={"sizes": sizes})
+        data = {"messages": self.folder / "messages.jsonl", "mindrecord": self.mindrecord}
+        open_stage("03_data", run_dir, str(shape)).finish(data)
+        for name, checkpoint in checkpoints.items():
+            open_stage(TRAINED[name], run_dir, str(shape)).finish({"checkpoint": checkpoint}, config=config)
+        return run_dir
+
     @cache  # noqa: B019
     def trained(self) -> Dict[str, Any]:
         """Both tasks on 2 ranks, one after the other in one run directory: what ``work.finetune`` returned for each.

@@ -308,10 +308,11 @@ def score(
     run_dir: Union[str, Path],
     checkpoints: Optional[Dict[str, Union[str, Path]]] = None,
     adapter_task: str = "",
+    plain: Sequence[str] = (),
 ) -> Dict[str, Dict[str, float]]:
     """Mean loss (nats per learned token) over a whole MindRecord: of the base, and of ``checkpoints`` by name.
 
-    ``adapter_task``: "lora" when ``checkpoints`` are LoRA checkpoints.
+    ``adapter_task``: "lora" when ``checkpoints`` are LoRA checkpoints; ``plain``: names of those that are none.
 
     Returns:
         ``{"base": {"loss", "tokens", "token_accuracy"}, name: …}``.
@@ -328,6 +329,7 @@ def score(
     settings = {
         "mindrecord": str(Path(mindrecord).absolute()),
         "checkpoints": {name: str(place.locate(path).absolute()) for name, path in (checkpoints or {}).items()},
+        "plain": list(plain),
     }
     job = _predict_job("score", profile, config, load_checkpoint, Path(run_dir), "score.json", settings)
     return dict(one_rank(job, run_dir, "score"))
@@ -368,10 +370,12 @@ def serve_plan(
     run_dir: Union[str, Path],
     socket: Union[str, Path],
     adapter_task: str = "",
+    use_past: bool = True,
 ) -> launch.Plan:
     """The plan of a background process that loads a checkpoint and answers over ``socket``.
 
-    It writes ``run_dir/ready.json`` when it listens. ``adapter_task``: "lora" when the checkpoint holds an adapter.
+    It writes ``run_dir/ready.json`` when it listens. ``adapter_task``: "lora" when the checkpoint holds an adapter;
+    ``use_past`` False: every token is computed from the whole text again.
     """
     run_dir = Path(run_dir).absolute()
     config = render.predict_config(
@@ -381,6 +385,7 @@ def serve_plan(
         output_dir=run_dir / "output",
         tokens=token_ids(base_vocabulary(vocab_file)),
         adapter_task=profile.task(adapter_task) if adapter_task else None,
+        use_past=use_past,
     )
     job = _predict_job("serve", profile, config, load_checkpoint, run_dir, "ready.json", {"socket": str(socket)})
     run_dir.mkdir(parents=True, exist_ok=True)

@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Dict, List, Sequence, Tuple, Union
+from typing import TYPE_CHECKING, Any, Dict, List, Mapping, Optional, Sequence, Tuple, Union
 
 from qwenlib.errors import Refused
+from qwenlib.infer.settings import complete
+from qwenlib.profile import Profile
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -42,6 +44,14 @@ def opened(text: str, system: str = SYSTEM) -> List[Message]:
     return [*first, {"role": "user", "content": text}]
 
 
+def question(item: Mapping[str, Any]) -> List[Message]:
+    """The conversation that a prompt of a fixed set opens: its ``messages`` up to the question, else its ``prompt``."""
+    if "messages" not in item:
+        return opened(item["prompt"])
+    messages = [dict(message) for message in item["messages"]]
+    return messages[:-1] if messages[-1]["role"] == "assistant" else messages
+
+
 def render(messages: Sequence[Message], raw: bool = False) -> str:
     """The text of a conversation: ChatML with the assistant's turn opened, or (``raw``) as a base model reads it.
 
@@ -53,6 +63,18 @@ def render(messages: Sequence[Message], raw: bool = False) -> str:
     if raw:
         return "\n".join(message["content"] for message in messages if message["role"] != "system")
     return chatml.render(chatml.escape(messages), add_generation_prompt=True)
+
+
+def seen(
+    profile: Profile,
+    vocabulary: Tuple[Union[str, Path], Union[str, Path]],
+    messages: Sequence[Message],
+    raw: bool,
+    max_new_tokens: Optional[int] = None,
+) -> Seen:
+    """:func:`fit` with the context and the longest answer of a profile; ``vocabulary``: vocab.json and merges.txt."""
+    longest = complete(profile, max_new_tokens=max_new_tokens)["max_new_tokens"]
+    return fit(messages, tokenizer_of(*vocabulary), profile.data.seq_length, longest, raw)
 
 
 def fit(

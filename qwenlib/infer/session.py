@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 import select
 import shutil
@@ -20,7 +19,8 @@ from qwenlib.engine import work
 from qwenlib.errors import WorkFailed
 from qwenlib.infer import prompt as prompts
 from qwenlib.infer.prompt import SYSTEM, Message, Seen
-from qwenlib.profile import Predict, Profile
+from qwenlib.infer.settings import complete
+from qwenlib.profile import Profile
 
 
 class Session:
@@ -28,7 +28,7 @@ class Session:
 
     The process starts with the object; :meth:`ask` waits until it is ready. A failure of the process is told as
     WorkFailed with its own error; closing gives the memory back. ``raw``: the model is a base model, which continues
-    text and knows no ChatML; a question can say otherwise.
+    text and knows no ChatML; a question can say otherwise. ``use_past``: generate with MindFormers' key/value cache.
     """
 
     def __init__(
@@ -42,6 +42,7 @@ class Session:
         adapter_task: str = "",
         name: str = "model",
         raw: bool = False,
+        use_past: bool = True,
     ):
         self.profile, self.name, self.raw = profile, name, raw
         self._vocabulary = (vocab_file, merges_file)
@@ -58,6 +59,7 @@ class Session:
                 run_dir=run_dir,
                 socket=self._socket,
                 adapter_task=adapter_task,
+                use_past=use_past,
             )
             self._run = launch.start(plan)
         except BaseException:
@@ -135,22 +137,11 @@ class Session:
         self, messages: Sequence[Message], *, raw: Optional[bool] = None, max_new_tokens: Optional[int] = None
     ) -> Seen:
         """The prompt that :meth:`chat` would give the model, with its token count; the model is not waited for."""
-        longest = self.settings(max_new_tokens=max_new_tokens)["max_new_tokens"]
-        return prompts.fit(
-            messages,
-            prompts.tokenizer_of(*self._vocabulary),
-            self.profile.data.seq_length,
-            longest,
-            self.raw if raw is None else raw,
-        )
+        return prompts.seen(self.profile, self._vocabulary, messages, self.raw if raw is None else raw, max_new_tokens)
 
     def settings(self, **given: Any) -> Dict[str, Any]:
         """The settings of an answer: what is given (and not None), for the rest what the profile says."""
-        found = {key: value for key, value in given.items() if value is not None}
-        predict = self.profile.predict or Predict()
-        for item in dataclasses.fields(predict):
-            found.setdefault(item.name, getattr(predict, item.name))
-        return found
+        return complete(self.profile, **given)
 
     def _answer(
         self,

@@ -1,0 +1,154 @@
+"""Which model is asked: base, LoRA or fine-tuned of a workbook run, by the run's directory; or any checkpoint."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Dict, Mapping, Optional, Sequence, Union
+
+from qwenlib import profile as profiles
+from qwenlib import workspace
+from qwenlib.engine import work
+from qwenlib.errors import Refused
+from qwenlib.infer import prompt as prompts
+from qwenlib.infer.prompt import Message, Seen
+from qwenlib.infer.session import Session
+from qwenlib.profile import Adapter, Profile
+
+TRAINED = {"lora": "04_lora", "finetune": "05_finetune"}
+"""Which stage of a run hands over which tuned model."""
+NAMES = ("base", *TRAINED)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A model that can be loaded; nothing of it is looked at before :meth:`open`."""
+
+    name: str
+    profile: Profile
+    checkpoint: Union[str, Path]
+    vocab_file: Union[str, Path]
+    merges_file: Union[str, Path]
+    adapter_task: str = ""
+    """"lora" when the checkpoint holds an adapter of that task's shape."""
+    raw: bool = False
+    """A base model: it continues text and knows no ChatML."""
+
+    def sees(
+        self, messages: Sequence[Message], *, raw: Optional[bool] = None, max_new_tokens: Optional[int] = None
+    ) -> Seen:
+        """The prompt that the model would be given, with its token count; the model is not loaded.
+
+        Raises:
+            Refused: the messages are no conversation that ends with a question.
+        """
+        files = (self.vocab_file, self.merges_file)
+        return prompts.seen(self.profile, files, messages, self.raw if raw is None else raw, max_new_tokens)
+
+    def open(self, run_dir: Union[str, Path], **more: Any) -> Session:
+        """Load it in a background process that works in ``run_dir``; ``more``: further arguments of Session."""
+        return Session(
+            self.profile,
+            load_checkpoint=self.checkpoint,
+            vocab_file=self.vocab_file,
+            merges_file=self.merges_file,
+            run_dir=run_dir,
+            adapter_task=self.adapter_task,
+            name=self.name,
+            raw=self.raw,
+            **more,
+        )
+
+
+def of_run(run_dir: Union[str, Path], profile: str = "", settings: Sequence[str] = ()) -> Dict[str, Choice]:
+    """The models that a workbook run has, base first: what its finished stages handed over in their meta.json.
+
+    A LoRA model has the adapter's shape of its own training, whatever the profile says by now. A run that was moved
+    is found where it lies.
+
+    Args:
+        profile: whose settings of answering and whose ``seq_length`` count; "": the run's own (of 06_infer when it
+            was run, else of 02_weights).
+        settings: overrides of the profile.
+
+    Raises:
+        Refused: 02_weights was not finished there, a meta.json is not ours, or the profile does not fit.
+    """
+    folder = workspace.resolve(run_dir)
+    if not folder.is_dir():
+        raise Refused(f"there is no run directory {folder}.")
+    weights = workspace.read_meta(folder, "02_weights")
+    metas = {name: workspace.read_meta(folder, stage) for name, stage in TRAINED.items() if _done(folder, stage)}
+    if not profile:
+        last = workspace.read_meta(folder, "06_infer") if _done(folder, "06_infer") else weights
+        profile = str(last.get("profile", "smoke"))
+    try:
+        sizes, outputs = weights["config"]["sizes"], weights["outputs"]
+        base = Choice(
+            "base",
+            work.with_sizes(profiles.load(profile, settings), sizes),
+            here(folder, "02_weights", outputs["model_dir"]),
+            here(folder, "02_weights", outputs["vocab_file"]),
+            here(folder, "02_weights", outputs["merges_file"]),
+            raw=True,
+        )
+        found = {"base": base}
+        for name, meta in metas.items():
+            checkpoint = meta["outputs"].get("checkpoint")
+            if not checkpoint:
+                continue  # in slices, of several nodes; merged and named by its path it can be asked
+            found[name] = replace(base, name=name, checkpoint=here(folder, TRAINED[name], checkpoint), raw=False)
+            if name == "lora":
+                adapter = Adapter(**meta["config"]["lora"]["adapter"])
+                found[name] = replace(found[name], profile=with_adapter(base.profile, adapter), adapter_task="lora")
+    except (KeyError, TypeError) as error:
+        raise Refused(f"{folder}: a meta.json of this run does not hold what is needed ({error}).") from None
+    return found
+
+
+def with_adapter(profile: Profile, adapter: Adapter) -> Profile:
+    """``profile`` with that shape of LoRA adapter."""
+    task = profile.lora or profiles.Task()
+    return replace(profile, lora=replace(task, adapter=adapter))
+
+
+def pick(choices: Mapping[str, Choice], name: str = "") -> Choice:
+    """The model ``name``; without a name the most trained one: fine-tuned, else LoRA, else base.
+
+    Raises:
+        Refused: the run has no such model.
+    """
+    if not name:
+        return choices[next((item for item in reversed(NAMES) if item in choices), next(iter(choices)))]
+    if name not in choices:
+        hint = "" if name not in TRAINED else f" Stage {TRAINED[name]} was not finished, or left slices."
+        raise Refused(f"there is no model {name!r} in this run; it has: {', '.join(choices)}.{hint}")
+    return choices[name]
+
+
+def sight(choice: Choice, messages: Sequence[Message]) -> str:
+    """What the model would see, as text, under a line with its token counts; the model is not loaded.
+
+    Raises:
+        Refused: the messages are no conversation that ends with a question.
+    """
+    seen = choice.sees(messages)
+    left = f", {seen.dropped_turns} oldest exchanges left out" if seen.dropped_turns else ""
+    left += f", its first {seen.cut_tokens} tokens cut" if seen.cut_tokens else ""
+    how = "plain text" if choice.raw else "ChatML"
+    context = choice.profile.data.seq_length
+    head = f"{choice.name} sees {how}: {seen.tokens} of {context} tokens{left}; room for an answer of {seen.room}"
+    return f"{head}\n{'-' * len(head)}\n{seen.prompt}"
+
+
+def _done(folder: Path, stage: str) -> bool:
+    return (folder / stage / workspace.META).is_file()
+
+
+def here(folder: Path, stage: str, path: str) -> Path:
+    """``path``, or, when the run was moved since, the same place below its stage's folder."""
+    found = Path(path)
+    if not found.exists() and stage in found.parts:
+        moved = folder.joinpath(*found.parts[found.parts.index(stage) :])
+        return moved if moved.exists() else found
+    return found
