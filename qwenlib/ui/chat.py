@@ -107,7 +107,7 @@ class ChatPanel:
         self.second = ipywidgets.Dropdown(
             options=[(label["nobody"], ""), *((name, name) for name in names)], description=label["compare"], style=auto
         )
-        self.sampling = Sampling(models.profile, label)
+        self.sampling = Sampling(models.choices[names[-1]].profile, label)
         settings = ipywidgets.Accordion([self.sampling.widget], titles=(label["settings"],), selected_index=None)
         self.past, self.live = ipywidgets.HTML(layout=wide), ipywidgets.HTML(layout=wide)
         # A box in reversed order stays scrolled to its end while what is in it grows.

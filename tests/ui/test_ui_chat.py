@@ -18,7 +18,7 @@ from qwenlib import profile as profiles
 from qwenlib import ui
 from qwenlib.data import chatml
 from qwenlib.errors import Refused, WorkFailed
-from qwenlib.profile import Profile
+from qwenlib.infer.choose import Choice
 from qwenlib.ui.chat import ChatPanel
 from qwenlib.ui.words import words
 
@@ -57,8 +57,13 @@ class Parrot:
         return {"text": said, "answer_tokens": 5, "first_token_seconds": 0.25, "seconds": 0.5, **figures}
 
 
+PROFILE = profiles.load("smoke")
+
+
 class Parrots(Dict[str, Parrot]):
-    profile: Profile = profiles.load("smoke")
+    @property
+    def choices(self) -> Dict[str, Choice]:
+        return {name: Choice(name, PROFILE, "", "", "") for name in self}
 
 
 @pytest.fixture
@@ -174,7 +179,7 @@ def test_clear_begins_anew(panel_of: Any) -> None:
 def test_settings_begin_as_the_profile_says_and_are_what_the_model_gets(panel_of: Any) -> None:
     parrot = Parrot("x")
     panel = panel_of(base=parrot)
-    fields, predict = panel.sampling.fields, Parrots.profile.predict
+    fields, predict = panel.sampling.fields, PROFILE.predict
     assert predict is not None
     say(panel, "a")
     assert parrot.settings[-1] == {

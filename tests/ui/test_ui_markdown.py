@@ -12,34 +12,8 @@ from hypothesis import strategies as st
 pytest.importorskip("markdown_it")
 from qwenlib.ui.markdown import is_plain, to_html
 
-TAGS = {
-    *[
-        "p",
-        "h1",
-        "h2",
-        "h3",
-        "h4",
-        "h5",
-        "h6",
-        "ul",
-        "ol",
-        "li",
-        "pre",
-        "code",
-        "em",
-        "strong",
-        "a",
-        "br",
-        "hr",
-        "blockquote",
-        "table",
-        "thead",
-        "tbody",
-        "tr",
-        "th",
-        "td",
-    ]
-}
+TAGS = {"p", "h1", "h2", "h3", "h4", "h5", "h6", "ul", "ol", "li", "pre", "code", "em", "strong", "a", "br", "hr"}
+TAGS |= {"blockquote", "table", "thead", "tbody", "tr", "th", "td"}
 ATTRIBUTES = {"a": {"href", "title", "target", "rel"}, "code": {"class"}, "ol": {"start"}, "th": {"style"}}
 
 
