@@ -18,7 +18,7 @@ SENT = "\x1e"
 STYLE = """<style>
 .qwenlib-chat { border: 1px solid var(--jp-border-color2, #ccc); border-radius: 6px; padding: 8px }
 .qwenlib-chat .qwenlib-user { margin: 4px 4px 4px 15%; padding: 6px 10px; border-radius: 8px; white-space: pre-wrap;
-  overflow-wrap: anywhere; line-height: 1.45; background: var(--jp-brand-color4, #e3f2fd); color: #0d2a44 }
+  overflow-wrap: anywhere; line-height: 1.45; background: #e3f2fd; color: #0d2a44 }
 .qwenlib-chat .qwenlib-answers { display: flex; gap: 8px }
 .qwenlib-chat .qwenlib-answer { flex: 1 1 0; min-width: 0; margin: 4px; padding: 6px 10px; border-radius: 8px;
   overflow-wrap: anywhere; line-height: 1.45; background: var(--jp-layout-color2, #eee);

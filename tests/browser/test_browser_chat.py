@@ -77,6 +77,7 @@ models = infer.Models(
     merges_file={str(micro.files["merges_file"])!r},
 )""",
         f"ui.chat_panel(models, folder={str(folder)!r})",
+        f"ui.chat_panel(models, folder={str(folder)!r}, lang='zh')",
     )
     notebook.page.evaluate("window.hacked = 0; window.hack = () => { window.hacked += 1 }")
     notebook.run_all()
@@ -95,6 +96,10 @@ def test_enter_sends_and_shift_enter_begins_a_new_line(chat: Chat) -> None:
     chat.page.keyboard.type("two")
     chat.page.keyboard.press("Shift+Enter")
     chat.page.keyboard.type("lines")
+    composing = (
+        "box => box.dispatchEvent(new KeyboardEvent('keydown', { key: 'Enter', isComposing: true, bubbles: true }))"
+    )
+    chat.box.evaluate(composing)  # Enter that chooses a Chinese word
     assert chat.box.input_value() == "two\nlines" and chat.answers.count() == 0
     chat.page.keyboard.press("Enter")
     chat.answers.first.wait_for()
@@ -156,6 +161,23 @@ def test_a_good_answer_and_the_conversation_are_saved(chat: Chat) -> None:
     assert f"```text\n{EVIL}\n```" in page.read_text(encoding="utf-8")
 
 
+def test_in_chinese_with_settings_of_its_own(chat: Chat) -> None:
+    zh = Chat(chat.notebook, chat.folder, "zh", place=1)
+    zh.panel.get_by_text(zh.label["settings"]).click()
+    longest = zh.panel.get_by_text(zh.label["longest"])
+    longest.wait_for()
+    assert zh.label["default"].format(value=CONTEXT - 200) in longest.inner_text()
+    zh.panel.get_by_label(zh.label["system"]).fill("请简短回答。")
+    readout = zh.panel.locator(".widget-readout").first
+    readout.fill("4")
+    readout.press("Enter")
+    (said,) = zh.ask("你好？")
+    assert zh.label["finish_length"] in said and "4 个词元" in said
+    zh.panel.locator("summary").click()
+    assert zh.panel.locator("details pre").inner_text().startswith("<|im_start|>system\n请简短回答。<|im_end|>\n")
+    zh.notebook.shot("chat_zh", ".qwenlib-chat >> nth=1")
+
+
 def test_a_restarted_kernel_leaves_a_sentence(chat: Chat) -> None:
     gone, label = chat.panel.locator(".qwenlib-gone"), chat.label
     notice = chat.page.get_by_text(label["notice"])
@@ -166,10 +188,12 @@ def test_a_restarted_kernel_leaves_a_sentence(chat: Chat) -> None:
     assert SENTENCE in chat.answers.first.inner_text(), "it can still be read"
     chat.notebook.shot("chat_restarted", ".qwenlib-chat")
     chat.notebook.command("docmanager:save")
+    chat.page.wait_for_function("() => !window.jupyterapp.shell.currentWidget.context.model.dirty")
     chat.page.reload()
     chat.notebook.wait_idle()
     notice.wait_for()
     chat.page.wait_for_timeout(500)
-    shown = chat.page.locator(".jp-OutputArea").last.inner_text()
-    assert shown.strip() == label["notice"], "neither a dead panel nor 'Loading widget'"
+    shown = [text.strip() for text in chat.page.locator(".jp-OutputArea").all_inner_texts() if text.strip()]
+    assert shown == [label["notice"], words("zh")["notice"]], "neither a dead panel nor 'Loading widget'"
     chat.notebook.shot("chat_reloaded", ".jp-Notebook")
+    assert chat.notebook.complaints == []
