@@ -277,9 +277,9 @@ class ChatPanel:
         self.live.value = chat_page.turn_html(self.talk.turns[-1], self.label) if self.talk.turns else ""
 
     def _draw_all(self) -> None:
+        self._buttons()
         self.past.value = "".join(chat_page.turn_html(turn, self.label) for turn in self.talk.turns[:-1])
         self._draw()
-        self._buttons()
 
     def _buttons(self) -> None:
         """What can be pressed now; the buttons to keep an answer bear the names of those who answered."""

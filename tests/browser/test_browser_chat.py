@@ -31,7 +31,7 @@ class Chat:
         self.answers = self.panel.locator(".qwenlib-answer")
 
     def button(self, key: str, **values: str) -> Any:
-        return self.panel.get_by_role("button", name=self.label[key].format(**values), exact=True)
+        return self.panel.locator("button", has_text=self.label[key].format(**values))
 
     def choose(self, first: str, second: str = "") -> None:
         self.panel.locator("select").nth(0).select_option(first)
@@ -79,7 +79,7 @@ models = infer.Models(
         f"ui.chat_panel(models, folder={str(folder)!r})",
         f"ui.chat_panel(models, folder={str(folder)!r}, lang='zh')",
     )
-    notebook.page.evaluate("window.hacked = 0; window.hack = () => { window.hacked += 1 }")
+    notebook.page.evaluate("() => { window.hacked = 0; window.hack = () => { window.hacked += 1 } }")
     notebook.run_all()
     yield Chat(notebook, folder)
 
@@ -143,6 +143,8 @@ def test_two_models_answer_beside_each_other_and_hostile_texts_stay_texts(chat: 
     chat.page.wait_for_timeout(200)  # an image that fails does so later
     harmless(chat)
     chat.notebook.shot("chat_en", ".qwenlib-chat")
+    chat.page.evaluate("html => document.body.insertAdjacentHTML('beforeend', html)", USER_EVIL)
+    chat.page.wait_for_function("window.hacked > 0")  # as HTML it would have run, and been seen to
 
 
 def test_a_good_answer_and_the_conversation_are_saved(chat: Chat) -> None:
