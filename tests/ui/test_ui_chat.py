@@ -296,15 +296,21 @@ def test_no_model_and_no_such_language_are_refused(monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.stack
-def test_a_real_model_answers_in_the_panel(micro: Any, tmp_path: Path) -> None:
+def test_a_real_model_answers_in_the_panel_and_headless(
+    micro: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
     from micro import SENTENCE
 
     from qwenlib import infer
 
     with infer.Models(micro.profile, {"speaker": (micro.speaker(), "")}, run_dir=tmp_path, **micro.files) as models:
-        assert models["speaker"].alive
-        models.close()  # what is asked again is loaded anew
         panel = ChatPanel(models, words("en"), tmp_path)
         panel.say("Hello")
         panel.thread.join(120)
         assert SENTENCE in panel.live.value and "10 tokens in" in panel.live.value
+        panel.keep_answer(0)
+        (record,) = chatml.read_messages(panel.records)
+        assert record == [*infer.opened("Hello"), {"role": "assistant", "content": SENTENCE}]
+        monkeypatch.setenv("QWENLIB_HEADLESS", "1")
+        assert ui.chat_panel(models, prompts=["Hello"]) is None
+        assert SENTENCE in capsys.readouterr().out
