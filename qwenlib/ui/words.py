@@ -48,7 +48,8 @@ WORDS: Dict[str, Dict[str, str]] = {
         "empty": "Type a question first.",
         "nothing": "There is nothing to answer again, to keep or to save yet.",
         "busy": "An answer is on its way: wait for it, or stop it.",
-        "notice": "The chat panel lives as long as the kernel of this notebook. Run the cells above and this one to have it (again).",
+        "notice": "The chat panel lives as long as the kernel of this notebook. "
+        "Run the cells above and this one to have it (again).",
         "gone": "The kernel was restarted: this conversation can be read, but not go on. "
         "Run the cells above and this one again for a new one.",
         "column_prompt": "prompt",
