@@ -46,6 +46,8 @@ def predict(
     repetition_penalty: Optional[float] = models.PENALTY,
     seed: Optional[int] = models.SEED,
     setting: Optional[List[str]] = models.SETTING,
+    rank_table: Optional[Path] = models.RANK_TABLE,
+    dry_run: bool = typer.Option(False, "--dry-run", help="Print each rank's command and environment; start nothing."),
     as_json: bool = typer.Option(False, "--json", help="Print one JSON document on stdout."),
 ) -> None:
     """Answer questions, streaming, or a file of them; the model is loaded once, in a background process.
@@ -73,10 +75,12 @@ def predict(
     found = models.chosen(
         run_dir, model, load_checkpoint, torch_ckpt_dir, vocab_file, merges_file, profile, lora, setting
     )
-    choice = models.wanted(found, chat)
+    choice = models.wanted(found, chat, rank_table)
     words = models.system_message(system)
     with tempfile.TemporaryDirectory(prefix="qwenlib-predict-") as folder:
-        if input_file is not None and output_file is not None:
+        if dry_run:
+            typer.echo(choice.plan(folder).describe())
+        elif input_file is not None and output_file is not None:
             _batch(choice, input_file, output_file, folder, words, overwrite, settings, as_json)
         else:
             _questions(choice, predict_data or [], folder, words, settings, as_json)

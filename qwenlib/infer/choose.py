@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Dict, Mapping, Optional, Sequence, Union
 
+from qwenlib import launch, workspace
 from qwenlib import profile as profiles
-from qwenlib import workspace
-from qwenlib.engine import work
+from qwenlib.engine import serving, work
 from qwenlib.errors import Refused
 from qwenlib.infer import prompt as prompts
 from qwenlib.infer.prompt import Message, Seen
@@ -33,6 +33,8 @@ class Choice:
     """"lora" when the checkpoint holds an adapter of that task's shape."""
     raw: bool = False
     """A base model: it continues text and knows no ChatML."""
+    rank_table: Optional[Union[str, Path]] = None
+    """Of the cards that share the network, when ``predict.model_parallel`` of the profile is above 1."""
 
     def sees(
         self, messages: Sequence[Message], *, raw: Optional[bool] = None, max_new_tokens: Optional[int] = None
@@ -56,7 +58,25 @@ class Choice:
             adapter_task=self.adapter_task,
             name=self.name,
             raw=self.raw,
+            rank_table=self.rank_table,
             **more,
+        )
+
+    def plan(self, run_dir: Union[str, Path]) -> launch.Plan:
+        """What :meth:`open` would start; the job is written into ``run_dir``, nothing is started.
+
+        Raises:
+            Refused: as there.
+        """
+        return serving.serve_plan(
+            self.profile,
+            load_checkpoint=self.checkpoint,
+            vocab_file=self.vocab_file,
+            merges_file=self.merges_file,
+            run_dir=run_dir,
+            socket=Path(run_dir) / "engine",
+            adapter_task=self.adapter_task,
+            rank_table=self.rank_table,
         )
 
 
