@@ -216,14 +216,16 @@ class Terminal:
         _note(", ".join(f"{key}={value}" for key, value in now.items()))
 
     def _see(self, text: str) -> None:
+        from qwenlib.infer.prompt import left_out
+
         if not text:
             raise Refused("/see wants a text.")
         seen = self.talk.sees(self.session, text, **self.settings)
         typer.echo(models.printable(seen.prompt))
         context = self.session.profile.data.seq_length
-        dropped = f", {seen.dropped_turns} oldest exchanges left out" if seen.dropped_turns else ""
-        cut = f", the first {seen.cut_tokens} tokens cut" if seen.cut_tokens else ""
-        _note(f"[{seen.tokens} tokens of {context}, room for an answer of {seen.room}{dropped}{cut}]")
+        told = f"{seen.tokens} tokens of {context}, room for an answer of {seen.room}"
+        lacks = left_out(seen.dropped_turns, seen.cut_tokens)
+        _note(f"[{told}, {lacks}]" if lacks else f"[{told}]")
 
     def _clear(self, _rest: str) -> None:
         self.talk.turns.clear()

@@ -135,16 +135,16 @@ def _batch(
 
 def figures(done: Dict[str, Any]) -> str:
     """An answer's counts and times, with what was left out of its prompt."""
+    from qwenlib.infer.prompt import left_out
+
     parts = [f"prompt {done['prompt_tokens']} tokens", f"answer {done['answer_tokens']}"]
     if done["first_token_seconds"] is not None:
         parts.append(f"first after {done['first_token_seconds']:.2f} s")
     if done["seconds"]:
         parts.append(f"{done['answer_tokens'] / done['seconds']:.1f} tokens/s")
     parts.append({"stop": "ended by itself", "length": "cut at its longest", "asked": "stopped"}[done["finish"]])
-    if done["dropped_turns"]:
-        parts.append(f"{done['dropped_turns']} oldest exchanges left out")
-    if done["cut_tokens"]:
-        parts.append(f"the first {done['cut_tokens']} tokens of the prompt did not fit and were cut")
+    if done["dropped_turns"] or done["cut_tokens"]:
+        parts.append(left_out(done["dropped_turns"], done["cut_tokens"]))
     return ", ".join(parts)
 
 

@@ -198,11 +198,11 @@ def sight(choice: Choice, messages: Sequence[Message]) -> str:
         Refused: the messages are no conversation that ends with a question.
     """
     seen = choice.sees(messages)
-    left = f", {seen.dropped_turns} oldest exchanges left out" if seen.dropped_turns else ""
-    left += f", its first {seen.cut_tokens} tokens cut" if seen.cut_tokens else ""
     how = "plain text" if choice.raw else "ChatML"
     context = choice.profile.data.seq_length
-    head = f"{choice.name} sees {how}: {seen.tokens} of {context} tokens{left}; room for an answer of {seen.room}"
+    head = f"{choice.name} sees {how}: {seen.tokens} of {context} tokens, room for an answer of {seen.room}"
+    if seen.dropped_turns or seen.cut_tokens:
+        head += f"; {prompts.left_out(seen.dropped_turns, seen.cut_tokens)}"
     return f"{head}\n{'-' * len(head)}\n{seen.prompt}"
 
 

@@ -132,6 +132,17 @@ def count(prompt: str, tokenizer: Tokenizer) -> int:
     return len(tokenizer.encode(prompt, add_special_tokens=False).ids)
 
 
+def left_out(dropped_turns: int, cut_tokens: int) -> str:
+    """What a prompt lacks, as a phrase; "" when it is whole."""
+    parts = []
+    if dropped_turns:
+        oldest = "oldest exchange" if dropped_turns == 1 else f"{dropped_turns} oldest exchanges"
+        parts.append(f"the {oldest} left out to fit")
+    if cut_tokens:
+        parts.append(f"its first {cut_tokens} tokens cut, which did not fit")
+    return ", ".join(parts)
+
+
 def tokenizer_of(vocab_file: Union[str, Path], merges_file: Union[str, Path]) -> Any:
     """The tokenizer of a pair of vocabulary files; read once.
 

@@ -97,6 +97,12 @@ def test_what_is_no_conversation_is_refused(tokenizer: Any, messages: List[Dict[
         prompts.fit(messages, tokenizer, 100, 10)
 
 
+def test_what_a_prompt_lacks_is_told() -> None:
+    assert prompts.left_out(0, 0) == ""
+    assert prompts.left_out(1, 0) == "the oldest exchange left out to fit"
+    assert prompts.left_out(3, 7) == "the 3 oldest exchanges left out to fit, its first 7 tokens cut, which did not fit"
+
+
 def test_a_tokenizer_is_read_once(tmp_path: Path) -> None:
     folder = train_tokenizer(["a b c"], 259, tmp_path)
     files = (folder / "vocab.json", folder / "merges.txt")
