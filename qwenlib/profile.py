@@ -245,6 +245,12 @@ def check(profile: Profile) -> List[str]:
                 problems.append(f"{name}.sink_mode must be false on the CPU (MindSpore runs the wrong number of steps)")
             if plan.model_parallel * plan.pipeline_stage != 1:
                 problems.append(f"{name}.parallel: a CPU knows data_parallel only (MindSpore: invalid backend: CPU)")
+    if profile.predict is not None:
+        for key in ("temperature", "top_p", "repetition_penalty"):
+            value, most = getattr(profile.predict, key), 1.0 if key == "top_p" else math.inf
+            if not 0 < value <= most:
+                range_ = "above 0 and at most 1" if key == "top_p" else "above 0"
+                problems.append(f"predict.{key} must be {range_}, found {value:g}")
     if profile.predict is not None and profile.predict.model_parallel > 1:
         shared = profile.predict.model_parallel
         if profile.device_target == "CPU":

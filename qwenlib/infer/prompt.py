@@ -88,12 +88,22 @@ def fit(
         Refused: the messages are no conversation, see :func:`exchanges`.
     """
     system, turns = exchanges(messages)
-    for dropped in range(len(turns)):
-        kept = [message for turn in turns[dropped:] for message in turn]
-        prompt = render([*system, *kept], raw)
-        tokens = count(prompt, tokenizer)
-        if tokens + max_new_tokens <= seq_length:
-            break
+
+    def without(dropped: int) -> Tuple[str, int]:
+        prompt = render([*system, *(message for turn in turns[dropped:] for message in turn)], raw)
+        return prompt, count(prompt, tokenizer)
+
+    dropped, most = 0, len(turns) - 1
+    prompt, tokens = without(dropped)
+    if tokens + max_new_tokens > seq_length:
+        dropped = min(1, most)
+        while dropped < most:  # the fewest that must go: the less is dropped, the longer the prompt
+            middle = (dropped + most) // 2
+            if without(middle)[1] + max_new_tokens <= seq_length:
+                most = middle
+            else:
+                dropped = middle + 1
+        prompt, tokens = without(dropped)
     cut = max(tokens - (seq_length - 1), 0)
     room = min(max_new_tokens, seq_length - tokens + cut)
     return Seen(prompt, tokens, dropped, cut, room)

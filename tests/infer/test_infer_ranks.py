@@ -82,6 +82,11 @@ def test_what_cannot_be_shared_is_refused(tmp_path: Path, files: Any) -> None:
         profiles.load("infer_7b_910a", ["predict.model_parallel=3"])
 
 
+def test_settings_of_answering_are_checked_with_the_profile() -> None:
+    with pytest.raises(Refused, match=r"predict\.temperature must be above 0, .*; predict\.top_p must be .* found 2"):
+        profiles.load("smoke", ["predict.temperature=0", "predict.top_p=2"])
+
+
 @pytest.fixture(scope="module")
 def pair(micro: Micro, tmp_path_factory: pytest.TempPathFactory) -> Iterator[infer.Session]:
     """The speaker on two CPU ranks. They hold the network twice (a CPU cannot slice it), yet go in lockstep."""
