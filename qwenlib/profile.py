@@ -124,6 +124,8 @@ class Predict:
     """Of sampling; below 1 sharper, above 1 more varied."""
     top_k: int = 0
     top_p: float = 0.8
+    model_parallel: int = 1
+    """Cards that hold a network together. One 910A (32 GB) holds a 7B in float16."""
 
 
 @dataclass(frozen=True)
@@ -243,6 +245,19 @@ def check(profile: Profile) -> List[str]:
                 problems.append(f"{name}.sink_mode must be false on the CPU (MindSpore runs the wrong number of steps)")
             if plan.model_parallel * plan.pipeline_stage != 1:
                 problems.append(f"{name}.parallel: a CPU knows data_parallel only (MindSpore: invalid backend: CPU)")
+    if profile.predict is not None:
+        for key in ("temperature", "top_p", "repetition_penalty"):
+            value, most = getattr(profile.predict, key), 1.0 if key == "top_p" else math.inf
+            if not 0 < value <= most:
+                range_ = "above 0 and at most 1" if key == "top_p" else "above 0"
+                problems.append(f"predict.{key} must be {range_}, found {value:g}")
+    if profile.predict is not None and profile.predict.model_parallel > 1:
+        shared = profile.predict.model_parallel
+        if profile.device_target == "CPU":
+            problems.append("predict.model_parallel must be 1 on the CPU (MindSpore: invalid backend: CPU)")
+        for size in ("num_heads", "n_kv_heads", "intermediate_size", "hidden_size", "vocab_size"):
+            if (getattr(model, size) or shared) % shared:
+                problems.append(f"model.{size} {getattr(model, size)} is not a multiple of predict.model_parallel")
     if profile.device_target == "CPU" and model.use_flash_attention:
         problems.append("model.use_flash_attention must be false on the CPU (there is no such kernel)")
     return problems

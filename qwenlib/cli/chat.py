@@ -8,6 +8,7 @@ import signal
 import sys
 import tempfile
 import threading
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import Any, Callable, Dict, List, Mapping, Optional
@@ -54,6 +55,7 @@ def chat(
     repetition_penalty: Optional[float] = models.PENALTY,
     seed: Optional[int] = models.SEED,
     setting: Optional[List[str]] = models.SETTING,
+    rank_table: Optional[Path] = models.RANK_TABLE,
 ) -> None:
     """Talk to a model: answers stream in, Ctrl-C stops one, /help tells the commands.
 
@@ -73,6 +75,7 @@ def chat(
     found = models.chosen(
         run_dir, model, load_checkpoint, torch_ckpt_dir, vocab_file, merges_file, profile, lora, setting
     )
+    found = {name: replace(item, rank_table=rank_table) for name, item in found.items()}
     with tempfile.TemporaryDirectory(prefix="qwenlib-chat-") as folder, contextlib.ExitStack() as stack:
         terminal = Terminal(found, Path(folder), models.system_message(system), settings, stack)
         terminal.switch(list(found)[-1])
@@ -213,14 +216,16 @@ class Terminal:
         _note(", ".join(f"{key}={value}" for key, value in now.items()))
 
     def _see(self, text: str) -> None:
+        from qwenlib.infer.prompt import left_out
+
         if not text:
             raise Refused("/see wants a text.")
         seen = self.talk.sees(self.session, text, **self.settings)
         typer.echo(models.printable(seen.prompt))
         context = self.session.profile.data.seq_length
-        dropped = f", {seen.dropped_turns} oldest exchanges left out" if seen.dropped_turns else ""
-        cut = f", the first {seen.cut_tokens} tokens cut" if seen.cut_tokens else ""
-        _note(f"[{seen.tokens} tokens of {context}, room for an answer of {seen.room}{dropped}{cut}]")
+        told = f"{seen.tokens} tokens of {context}, room for an answer of {seen.room}"
+        lacks = left_out(seen.dropped_turns, seen.cut_tokens)
+        _note(f"[{told}, {lacks}]" if lacks else f"[{told}]")
 
     def _clear(self, _rest: str) -> None:
         self.talk.turns.clear()

@@ -17,6 +17,7 @@ ROOMS = (
     "ranktable",
     "weights",
     "data",
+    "hold_out",
     "config",
     "train",
     "runs",

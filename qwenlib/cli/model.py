@@ -23,6 +23,7 @@ VOCAB_FILE = typer.Option(None, "--vocab_file", help="vocab.json of the model.")
 MERGES_FILE = typer.Option(None, "--merges_file", help="merges.txt of the model.")
 PROFILE = typer.Option("", "--profile", help="A shipped profile, or a .yaml file. Default: the run's, else smoke.")
 LORA = typer.Option(False, "--lora", help="--load_checkpoint holds a LoRA adapter (shape: the profile's).")
+RANK_TABLE = typer.Option(None, "--rank_table", help="Of the cards that share a network: -s predict.model_parallel=N.")
 CHAT = typer.Option(
     None, "--chat/--raw", help="Wrap questions in ChatML, or continue them as they stand. Default: raw for base."
 )
@@ -80,9 +81,9 @@ def chosen(
     return {name: choose.Choice(name, prof, path, files["vocab_file"], files["merges_file"], task, raw=model == "base")}
 
 
-def wanted(found: Dict[str, Choice], chat: Optional[bool]) -> Choice:
-    """The model that is meant, as ChatML or raw when the command says so."""
-    choice = list(found.values())[-1]
+def wanted(found: Dict[str, Choice], chat: Optional[bool], rank_table: Optional[Path]) -> Choice:
+    """The model that is meant, as ChatML or raw when the command says so, on the cards of ``rank_table``."""
+    choice = replace(list(found.values())[-1], rank_table=rank_table)
     return choice if chat is None else replace(choice, raw=not chat)
 
 

@@ -46,6 +46,8 @@ def predict(
     repetition_penalty: Optional[float] = models.PENALTY,
     seed: Optional[int] = models.SEED,
     setting: Optional[List[str]] = models.SETTING,
+    rank_table: Optional[Path] = models.RANK_TABLE,
+    dry_run: bool = typer.Option(False, "--dry-run", help="Print each rank's command and environment; start nothing."),
     as_json: bool = typer.Option(False, "--json", help="Print one JSON document on stdout."),
 ) -> None:
     """Answer questions, streaming, or a file of them; the model is loaded once, in a background process.
@@ -73,10 +75,12 @@ def predict(
     found = models.chosen(
         run_dir, model, load_checkpoint, torch_ckpt_dir, vocab_file, merges_file, profile, lora, setting
     )
-    choice = models.wanted(found, chat)
+    choice = models.wanted(found, chat, rank_table)
     words = models.system_message(system)
     with tempfile.TemporaryDirectory(prefix="qwenlib-predict-") as folder:
-        if input_file is not None and output_file is not None:
+        if dry_run:
+            typer.echo(choice.plan(folder).describe())
+        elif input_file is not None and output_file is not None:
             _batch(choice, input_file, output_file, folder, words, overwrite, settings, as_json)
         else:
             _questions(choice, predict_data or [], folder, words, settings, as_json)
@@ -131,16 +135,16 @@ def _batch(
 
 def figures(done: Dict[str, Any]) -> str:
     """An answer's counts and times, with what was left out of its prompt."""
+    from qwenlib.infer.prompt import left_out
+
     parts = [f"prompt {done['prompt_tokens']} tokens", f"answer {done['answer_tokens']}"]
     if done["first_token_seconds"] is not None:
         parts.append(f"first after {done['first_token_seconds']:.2f} s")
     if done["seconds"]:
         parts.append(f"{done['answer_tokens'] / done['seconds']:.1f} tokens/s")
     parts.append({"stop": "ended by itself", "length": "cut at its longest", "asked": "stopped"}[done["finish"]])
-    if done["dropped_turns"]:
-        parts.append(f"{done['dropped_turns']} oldest exchanges left out")
-    if done["cut_tokens"]:
-        parts.append(f"the first {done['cut_tokens']} tokens of the prompt did not fit and were cut")
+    if done["dropped_turns"] or done["cut_tokens"]:
+        parts.append(left_out(done["dropped_turns"], done["cut_tokens"]))
     return ", ".join(parts)
 
 

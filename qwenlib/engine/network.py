@@ -21,7 +21,12 @@ def build(config: Any, checkpoint: str, may_lack: Sequence[str] = ()) -> Tuple[A
 
     with LoadWatch() as watch:
         trainer = Trainer(args=config, task="text_generation")
-        trainer.predict(predict_checkpoint=checkpoint, auto_trans_ckpt=False, input_data="a", max_new_tokens=1)
+        trainer.predict(
+            predict_checkpoint=checkpoint,
+            auto_trans_ckpt=bool(config.auto_trans_ckpt),
+            input_data="a",
+            max_new_tokens=1,
+        )
     watch.judge(checkpoint, may_lack)
     pipeline = trainer.trainer.pipeline_task
     pipeline.network.set_train(False)

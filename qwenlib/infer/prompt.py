@@ -88,12 +88,22 @@ def fit(
         Refused: the messages are no conversation, see :func:`exchanges`.
     """
     system, turns = exchanges(messages)
-    for dropped in range(len(turns)):
-        kept = [message for turn in turns[dropped:] for message in turn]
-        prompt = render([*system, *kept], raw)
-        tokens = count(prompt, tokenizer)
-        if tokens + max_new_tokens <= seq_length:
-            break
+
+    def without(dropped: int) -> Tuple[str, int]:
+        prompt = render([*system, *(message for turn in turns[dropped:] for message in turn)], raw)
+        return prompt, count(prompt, tokenizer)
+
+    dropped, most = 0, len(turns) - 1
+    prompt, tokens = without(dropped)
+    if tokens + max_new_tokens > seq_length:
+        dropped = min(1, most)
+        while dropped < most:  # the fewest that must go: the less is dropped, the longer the prompt
+            middle = (dropped + most) // 2
+            if without(middle)[1] + max_new_tokens <= seq_length:
+                most = middle
+            else:
+                dropped = middle + 1
+        prompt, tokens = without(dropped)
     cut = max(tokens - (seq_length - 1), 0)
     room = min(max_new_tokens, seq_length - tokens + cut)
     return Seen(prompt, tokens, dropped, cut, room)
@@ -130,6 +140,17 @@ def exchanges(messages: Sequence[Message]) -> Tuple[List[Message], List[List[Mes
 def count(prompt: str, tokenizer: Tokenizer) -> int:
     """Tokens of a finished prompt, counted as the engine reads it (control tokens are one each)."""
     return len(tokenizer.encode(prompt, add_special_tokens=False).ids)
+
+
+def left_out(dropped_turns: int, cut_tokens: int) -> str:
+    """What a prompt lacks, as a phrase; "" when it is whole."""
+    parts = []
+    if dropped_turns:
+        oldest = "oldest exchange" if dropped_turns == 1 else f"{dropped_turns} oldest exchanges"
+        parts.append(f"the {oldest} left out to fit")
+    if cut_tokens:
+        parts.append(f"its first {cut_tokens} tokens cut, which did not fit")
+    return ", ".join(parts)
 
 
 def tokenizer_of(vocab_file: Union[str, Path], merges_file: Union[str, Path]) -> Any:

@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Any, Callable, Dict, Iterator, Optional, Sequence, Type, Union
 
 from qwenlib import launch
-from qwenlib.engine import work
+from qwenlib.engine import serving
 from qwenlib.errors import WorkFailed
 from qwenlib.infer import prompt as prompts
 from qwenlib.infer.prompt import SYSTEM, Message, Seen
@@ -29,6 +29,7 @@ class Session:
     The process starts with the object; :meth:`ask` waits until it is ready. A failure of the process is told as
     WorkFailed with its own error; closing gives the memory back. ``raw``: the model is a base model, which continues
     text and knows no ChatML; a question can say otherwise. ``use_past``: generate with MindFormers' key/value cache.
+    ``rank_table``: of the cards that share the network when ``predict.model_parallel`` is above 1.
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class Session:
         name: str = "model",
         raw: bool = False,
         use_past: bool = True,
+        rank_table: Optional[Union[str, Path]] = None,
     ):
         self.profile, self.name, self.raw = profile, name, raw
         self._vocabulary = (vocab_file, merges_file)
@@ -51,7 +53,7 @@ class Session:
         self._socket = self._folder / "engine"
         self._ready = Path(run_dir).absolute() / "ready.json"
         try:
-            plan = work.serve_plan(
+            plan = serving.serve_plan(
                 profile,
                 load_checkpoint=load_checkpoint,
                 vocab_file=vocab_file,
@@ -60,6 +62,7 @@ class Session:
                 socket=self._socket,
                 adapter_task=adapter_task,
                 use_past=use_past,
+                rank_table=rank_table,
             )
             self._run = launch.start(plan)
         except BaseException:

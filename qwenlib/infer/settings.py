@@ -56,5 +56,6 @@ def complete(profile: Profile, **given: Any) -> Dict[str, Any]:
     found = {key: value for key, value in given.items() if value is not None}
     predict = profile.predict or Predict()
     for item in dataclasses.fields(predict):
-        found.setdefault(item.name, getattr(predict, item.name))
+        if item.name in RANGES:
+            found.setdefault(item.name, getattr(predict, item.name))
     return found

@@ -10,7 +10,10 @@ import pytest
 
 pytest.importorskip("numpy")
 
+from typer.testing import CliRunner
+
 from qwenlib import data
+from qwenlib.cli.main import app
 from qwenlib.errors import Refused
 
 
@@ -56,6 +59,14 @@ def test_conversations_with_the_same_question_go_together_and_the_choice_is_the_
         assert data.hold_out(messages, tmp_path / f"{name}.held", 1) == {"train": 6, "held_out": 2}
         results.append(read(tmp_path / f"{name}.held"))
     assert results[0] == results[1] == [talks[2], talks[6]]
+
+
+def test_the_command_does_the_same(tmp_path: Path) -> None:
+    messages = write(tmp_path / "m.jsonl", [talk(f"q{number}") for number in range(4)])
+    command = ["data", "hold-out", "--messages", str(messages), "--held_out", str(tmp_path / "h.jsonl"), "--count", "2"]
+    told = CliRunner().invoke(app, [*command, "--json"])
+    assert told.exit_code == 0 and json.loads(told.stdout) == {"train": 2, "held_out": 2}
+    assert len(read(tmp_path / "h.jsonl")) == len(read(messages)) == 2
 
 
 def test_none_is_held_out_and_an_older_file_goes(tmp_path: Path) -> None:

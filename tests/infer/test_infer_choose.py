@@ -13,6 +13,8 @@ from typer.testing import CliRunner
 
 from qwenlib import profile as profiles
 from qwenlib.cli.main import app
+from qwenlib.engine import render
+from qwenlib.engine.job import Job
 from qwenlib.errors import Refused
 from qwenlib.infer import choose
 
@@ -88,13 +90,54 @@ def test_the_most_trained_model_is_meant_unless_another_is_named(run_dir: Path) 
         choose.pick(found, "finetune")
 
 
+def test_slices_of_several_cards_are_no_model_yet(run_dir: Path) -> None:
+    config = json.loads((run_dir / "04_lora" / "meta.json").read_text())["config"]
+    config["device_target"] = "Ascend"
+    stage(run_dir, "04_lora", {"checkpoint": run_dir / "04_lora" / "rank_0" / "x.ckpt"}, config)
+    found = choose.of_run(run_dir)
+    assert list(found) == ["base", "finetune"]
+    with pytest.raises(Refused, match=r"left slices: merge them \(qwenlib weights merge\)"):
+        choose.pick(found, "lora")
+
+
+@pytest.fixture
+def training(tmp_path: Path) -> Path:
+    """What ``qwenlib train`` leaves of a LoRA training, without the training: the job as it is rendered."""
+    folder = tmp_path / "train"
+    for name in ("vocab.json", "merges.txt", "base.ckpt", "output/checkpoint_network/rank_0/qwen2-8_1.ckpt"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("x")
+    profile = profiles.load("smoke", ["lora.adapter.lora_rank=5", "data.seq_length=77", "model.num_layers=3"])
+    config = render.train_config(
+        profile,
+        "lora",
+        dataset_dir=folder / "data",
+        vocab_file=folder / "vocab.json",
+        merges_file=folder / "merges.txt",
+        output_dir=folder / "output",
+    )
+    Job("finetune", "CPU", config, str(folder / "base.ckpt"), str(folder / "result.json")).save(folder / "job.json")
+    (folder / "result.json").write_text(json.dumps({"steps": 1, "trainable_parameters": 1}))
+    return folder
+
+
+def test_a_single_training_has_its_base_and_what_it_made(training: Path) -> None:
+    found = choose.of_run(training)
+    assert list(found) == ["base", "lora"] and found["base"].raw and not found["lora"].raw
+    lora = found["lora"]
+    assert Path(lora.checkpoint).name == "qwen2-8_1.ckpt" and found["base"].checkpoint == str(training / "base.ckpt")
+    assert lora.profile.task("lora").adapter.lora_rank == 5 and lora.profile.data.seq_length == 77
+    assert (lora.profile.model.num_layers, lora.profile.model.compute_dtype) == (3, "float32")
+    assert (lora.vocab_file, lora.merges_file) == (str(training / "vocab.json"), str(training / "merges.txt"))
+
+
 def test_what_is_no_run_is_refused(tmp_path: Path, run_dir: Path) -> None:
     with pytest.raises(Refused, match="there is no run directory"):
         choose.of_run(tmp_path / "none")
     with pytest.raises(Refused, match=r"02_weights has not been finished"):
         choose.of_run(tmp_path)
     stage(run_dir, "04_lora", {"checkpoint": run_dir / "x.ckpt"}, {"lora": {}})
-    with pytest.raises(Refused, match="does not hold what is needed"):
+    with pytest.raises(Refused, match="its files do not hold what is needed"):
         choose.of_run(run_dir)
 
 

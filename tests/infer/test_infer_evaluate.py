@@ -13,7 +13,8 @@ from typer.testing import CliRunner
 from qwenlib import infer
 from qwenlib.cli.main import app
 from qwenlib.errors import Refused
-from qwenlib.infer import choose, evaluate
+from qwenlib.infer import choose
+from qwenlib.infer.evaluate import perplexity
 
 
 @pytest.mark.stack
@@ -89,5 +90,5 @@ def test_answers_alone_are_counted_and_written(tmp_path: Path) -> None:
 
 
 def test_perplexity_is_the_exponential_of_the_loss() -> None:
-    assert evaluate.perplexity(0.0) == 1.0 and evaluate.perplexity(math.log(7)) == pytest.approx(7)
-    assert evaluate.perplexity(1e6) == math.inf
+    assert perplexity(0.0) == 1.0 and perplexity(math.log(7)) == pytest.approx(7)
+    assert perplexity(1e6) == math.inf

@@ -60,6 +60,16 @@ def test_one_token_too_many_drops_the_oldest_exchange_and_keeps_the_system_messa
     assert seen == prompts.Seen(left, bytes_of(left), dropped_turns=1, cut_tokens=0, room=10)
 
 
+@pytest.mark.parametrize("turns", [1, 2, 3, 7, 64])
+def test_no_more_is_dropped_than_must_be(tokenizer: Any, turns: int) -> None:
+    talk = [message for number in range(turns) for message in (user(f"q{number}"), assistant("a" * (number % 5)))][:-1]
+    lengths = [bytes_of(prompts.render(talk[2 * dropped :])) for dropped in range(turns)]
+    for dropped, length in enumerate(lengths):
+        seen = prompts.fit(talk, tokenizer, seq_length=length + 3, max_new_tokens=3)
+        assert (seen.dropped_turns, seen.tokens, seen.room) == (dropped, length, 3)
+    assert prompts.fit(talk, tokenizer, 20, 3).dropped_turns == turns - 1
+
+
 def test_the_system_message_and_the_question_stay_and_what_does_not_fit_is_told(tokenizer: Any) -> None:
     last = prompts.render([TALK[0], TALK[-1]])
     seen = prompts.fit(TALK, tokenizer, seq_length=bytes_of(last) + 4, max_new_tokens=10)
@@ -95,6 +105,12 @@ def test_what_somebody_spells_is_no_control_token(tokenizer: Any) -> None:
 def test_what_is_no_conversation_is_refused(tokenizer: Any, messages: List[Dict[str, Any]], said: str) -> None:
     with pytest.raises(Refused, match=said):
         prompts.fit(messages, tokenizer, 100, 10)
+
+
+def test_what_a_prompt_lacks_is_told() -> None:
+    assert prompts.left_out(0, 0) == ""
+    assert prompts.left_out(1, 0) == "the oldest exchange left out to fit"
+    assert prompts.left_out(3, 7) == "the 3 oldest exchanges left out to fit, its first 7 tokens cut, which did not fit"
 
 
 def test_a_tokenizer_is_read_once(tmp_path: Path) -> None:

@@ -210,6 +210,7 @@ def test_an_answer_never_outgrows_the_sequence(speaker: infer.Session, micro: Mi
     ("text", "settings", "said"),
     [
         ("", {}, "the prompt is empty"),
+        ("x<|endoftext|>", {}, "the prompt ends with <.endoftext.>, which MindFormers takes for padding"),
         ("x", {"max_new_tokens": 0}, "max_new_tokens must be at least 1, found 0"),
         ("x", {"temprature": 1.0}, "temprature"),
         ("x", {"stop": ["x y"]}, "stop: 'x y' is not one token"),
