@@ -6,7 +6,8 @@ import random
 from typing import Any, Dict, Mapping
 
 from qwenlib.infer import SYSTEM
-from qwenlib.profile import Predict, Profile
+from qwenlib.infer.settings import DRAWN, complete
+from qwenlib.profile import Profile
 
 
 class Sampling:
@@ -15,17 +16,17 @@ class Sampling:
     def __init__(self, profile: Profile, label: Mapping[str, str]):
         import ipywidgets
 
-        said = profile.predict or Predict()
+        said = complete(profile)
         longest = max(profile.data.seq_length - 1, 1)
         self.defaults: Dict[str, Any] = {
             "system": SYSTEM,
-            "longest": min(said.max_new_tokens, longest),
-            "sample": said.do_sample,
-            "temperature": float(getattr(said, "temperature", 1.0)),
-            "top_k": said.top_k,
-            "top_p": said.top_p,
-            "repetition": said.repetition_penalty,
-            "seed": int(getattr(said, "seed", 0)),
+            "longest": min(said["max_new_tokens"], longest),
+            "sample": said["do_sample"],
+            "temperature": float(said["temperature"]),
+            "top_k": said["top_k"],
+            "top_p": float(said["top_p"]),
+            "repetition": float(said["repetition_penalty"]),
+            "seed": said.get("seed", 0),
         }
         wide = ipywidgets.Layout(width="98%")
         style = {"description_width": "22em"}
@@ -35,20 +36,25 @@ class Sampling:
             shown = label["default"].format(value=value)
             return {"value": value, "description": label[key] + shown, "style": style, "layout": wide}
 
-        most_k, most_penalty = max(100, said.top_k), max(2.0, said.repetition_penalty)
+        def slider(key: str, least: float, most: float, step: float) -> Any:
+            """From ``least`` to ``most``, or as far as the default."""
+            value = self.defaults[key]
+            kind = ipywidgets.IntSlider if isinstance(value, int) else ipywidgets.FloatSlider
+            return kind(min=min(least, value), max=max(most, value), step=step, **named(key))
+
         self.system = ipywidgets.Textarea(
             value=SYSTEM, description=label["system"], rows=2, style=style, layout=wide, continuous_update=True
         )
         self.fields: Dict[str, Any] = {
             "system": self.system,
-            "longest": ipywidgets.IntSlider(min=1, max=longest, **named("longest")),
+            "longest": slider("longest", 1, longest, 1),
             "sample": ipywidgets.Checkbox(
-                value=said.do_sample, description=label["sample"], indent=True, style=style, layout=wide
+                value=said["do_sample"], description=label["sample"], indent=True, style=style, layout=wide
             ),
-            "temperature": ipywidgets.FloatSlider(min=0.05, max=2.0, step=0.05, **named("temperature")),
-            "top_k": ipywidgets.IntSlider(min=0, max=most_k, **named("top_k")),
-            "top_p": ipywidgets.FloatSlider(min=0.05, max=1.0, step=0.01, **named("top_p")),
-            "repetition": ipywidgets.FloatSlider(min=1.0, max=most_penalty, step=0.01, **named("repetition")),
+            "temperature": slider("temperature", 0.05, 2.0, 0.05),
+            "top_k": slider("top_k", 0, 100, 1),
+            "top_p": slider("top_p", 0.05, 1.0, 0.01),
+            "repetition": slider("repetition", 1.0, 2.0, 0.01),
             "seed": ipywidgets.BoundedIntText(min=0, max=2**31 - 1, **named("seed")),
         }
         self.reset = ipywidgets.Button(
@@ -73,10 +79,10 @@ class Sampling:
             "repetition_penalty": value["repetition"],
         }
         if value["sample"]:
-            found.update({name: value[name] for name in ("temperature", "top_k", "top_p")})
+            found.update({name: value[name] for name in DRAWN})
             found["seed"] = value["seed"] or random.randrange(1, 2**31)
         return found
 
     def _grey(self) -> None:
-        for name in ("temperature", "top_k", "top_p", "seed"):
+        for name in DRAWN:
             self.fields[name].disabled = not self.fields["sample"].value

@@ -20,6 +20,7 @@ from qwenlib.data import chatml
 from qwenlib.errors import Refused, WorkFailed
 from qwenlib.infer.choose import Choice
 from qwenlib.ui.chat import ChatPanel
+from qwenlib.ui.sampling import Sampling
 from qwenlib.ui.words import words
 
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(1)>&\"'"
@@ -207,6 +208,15 @@ def test_every_slider_tells_its_default(panel_of: Any) -> None:
         for name in ("longest", "temperature", "top_k", "top_p", "repetition", "seed"):
             shown = words(lang)["default"].format(value=sampling.defaults[name])
             assert sampling.fields[name].description == words(lang)[name] + shown
+
+
+def test_a_profile_beyond_the_usual_widens_the_sliders() -> None:
+    odd = {"temperature": 3.0, "top_k": 500, "top_p": 0.01, "repetition_penalty": 0.9, "max_new_tokens": 10**6}
+    profile = profiles.load("smoke", [f"predict.{key}={value}" for key, value in odd.items()])
+    sampling = Sampling(profile, EN)
+    shown = {name: field.value for name, field in sampling.fields.items()}
+    assert shown == sampling.defaults and shown["longest"] == profile.data.seq_length - 1
+    assert (shown["temperature"], shown["top_k"], shown["top_p"], shown["repetition"]) == (3.0, 500, 0.01, 0.9)
 
 
 def test_without_a_question_nothing_is_asked(panel_of: Any) -> None:
