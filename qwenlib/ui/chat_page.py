@@ -88,7 +88,7 @@ def notice_html(sentence: str) -> str:
 
 def gone_html(sentence: str) -> str:
     """The style sheet, and what is shown in place of the controls when the kernel is gone."""
-    return f'{STYLE}<div role="status">{html.escape(sentence)}</div>'
+    return f'{STYLE}<div role="status" style="line-height: 1.4">{html.escape(sentence)}</div>'
 
 
 def turn_html(turn: Turn, label: Mapping[str, str]) -> str:

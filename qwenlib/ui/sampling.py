@@ -29,7 +29,7 @@ class Sampling:
             "seed": said.get("seed", 0),
         }
         wide = ipywidgets.Layout(width="98%")
-        style = {"description_width": "22em"}
+        style = {"description_width": "25em"}
 
         def named(key: str) -> Dict[str, Any]:
             value = self.defaults[key]
