@@ -55,6 +55,8 @@ class Data:
     """Put several conversations into a row; attention (MindFormers 1.0) still sees the row's earlier ones."""
     too_long: str = "truncate"
     """Conversations longer than a row: ``truncate`` (as upstream), ``drop`` or ``split`` over several rows."""
+    hold_out: int = 0
+    """Conversations that are kept out of training, to measure the trained models with."""
 
 
 @dataclass(frozen=True)
@@ -118,8 +120,12 @@ class Predict:
     max_new_tokens: int = 512
     repetition_penalty: float = 1.0
     do_sample: bool = False
+    temperature: float = 1.0
+    """Of sampling; below 1 sharper, above 1 more varied."""
     top_k: int = 0
     top_p: float = 0.8
+    model_parallel: int = 1
+    """Cards that hold a network together. One 910A (32 GB) holds a 7B in float16."""
 
 
 @dataclass(frozen=True)
@@ -239,12 +245,25 @@ def check(profile: Profile) -> List[str]:
                 problems.append(f"{name}.sink_mode must be false on the CPU (MindSpore runs the wrong number of steps)")
             if plan.model_parallel * plan.pipeline_stage != 1:
                 problems.append(f"{name}.parallel: a CPU knows data_parallel only (MindSpore: invalid backend: CPU)")
+    if profile.predict is not None:
+        for key in ("temperature", "top_p", "repetition_penalty"):
+            value, most = getattr(profile.predict, key), 1.0 if key == "top_p" else math.inf
+            if not 0 < value <= most:
+                range_ = "above 0 and at most 1" if key == "top_p" else "above 0"
+                problems.append(f"predict.{key} must be {range_}, found {value:g}")
+    if profile.predict is not None and profile.predict.model_parallel > 1:
+        shared = profile.predict.model_parallel
+        if profile.device_target == "CPU":
+            problems.append("predict.model_parallel must be 1 on the CPU (MindSpore: invalid backend: CPU)")
+        for size in ("num_heads", "n_kv_heads", "intermediate_size", "hidden_size", "vocab_size"):
+            if (getattr(model, size) or shared) % shared:
+                problems.append(f"model.{size} {getattr(model, size)} is not a multiple of predict.model_parallel")
     if profile.device_target == "CPU" and model.use_flash_attention:
         problems.append("model.use_flash_attention must be false on the CPU (there is no such kernel)")
     return problems
 
 
-_MAY_BE_ZERO = ("seed", "top_k")
+_MAY_BE_ZERO = ("seed", "top_k", "hold_out")
 
 
 def _out_of_range(part: Any, where: str) -> List[str]:

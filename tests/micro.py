@@ -84,14 +84,17 @@ class Micro:
         )
 
     @cache  # noqa: B019 (one instance)
-    def speaker(self) -> Path:
-        """A model_dir whose network only knows which token follows which: what it says is known beforehand."""
+    def speaker(self, sentence: str = SENTENCE, ends: bool = True) -> Path:
+        """A model_dir whose network only knows which token follows which: what it says is known beforehand.
+
+        It answers ``sentence``, in which no token may come twice; not ``ends``: over and over.
+        """
         import torch
         from transformers import Qwen2ForCausalLM
 
         from qwenlib import weights
 
-        succession = self.succession()
+        succession = self.succession(sentence, ends)
         place = {
             token: number for number, token in enumerate(dict.fromkeys(token for pair in succession for token in pair))
         }
@@ -103,11 +106,12 @@ class Micro:
                 network.model.embed_tokens.weight[token, number] = 1.0
             for token, following in succession:
                 network.lm_head.weight[following, place[token]] = 1.0
-        network.save_pretrained(str(self.folder / "speaker_hf"), safe_serialization=True)
-        weights.convert(self.folder / "speaker_hf", self.folder / "speaker", dtype="float32")
-        return self.folder / "speaker"
+        folder = self.folder / f"speaker_{sentence.encode().hex()}_{ends}"
+        network.save_pretrained(str(folder / "hf"), safe_serialization=True)
+        weights.convert(folder / "hf", folder / "model_dir", dtype="float32")
+        return folder / "model_dir"
 
-    def succession(self) -> List[Tuple[int, int]]:
+    def succession(self, sentence: str = SENTENCE, ends: bool = True) -> List[Tuple[int, int]]:
         """``(token, the token that follows)`` of the speaker."""
         from qwenlib.data.tokenizer import load_tokenizer
 
@@ -116,12 +120,32 @@ class Micro:
         def ids(text: str) -> List[int]:
             return list(tokenizer.encode(text, add_special_tokens=False).ids)
 
-        said = [*ids("\n"), *ids(SENTENCE), tokenizer.token_to_id("<|im_end|>")]
+        said = [*ids("\n"), *ids(sentence), tokenizer.token_to_id("<|im_end|>")]
         (x, y), (q,) = ids(LOOP), ids(GARBAGE)
         broken = ids("好")[0]  # the first byte of three
         assert len({*said, x, y, q, broken}) == len(said) + 4, "every token must have one successor"
-        assert len(said) == 12, "every byte of the sentence is a token"
+        assert len(said) == 12 or sentence != SENTENCE, "every byte of the sentence is a token"
+        if not ends:
+            said[-1] = said[1]
         return [*zip(said, said[1:]), (x, y), (y, x), (q, broken), (broken, broken)]
+
+    def run(self, run_dir: Path, base: Path, **checkpoints: Path) -> Path:
+        """``run_dir`` as a workbook leaves it: 02_weights with ``base``, 03_data, and ``lora=`` or ``finetune=``."""
+        import yaml
+
+        from qwenlib.infer.choose import TRAINED
+        from qwenlib.workspace import open_stage
+
+        shape = self.folder / "micro.yaml"
+        config = profiles.to_dict(self.profile)
+        shape.write_text(yaml.safe_dump(config), encoding="utf-8")
+        sizes = {key: config["model"][key] for key in ("hidden_size", "num_layers", "num_heads", "n_kv_heads")}
+        open_stage("02_weights", run_dir, str(shape)).finish({"model_dir": base, **self.files}, config={"sizes": sizes})
+        data = {"messages": self.folder / "messages.jsonl", "mindrecord": self.mindrecord}
+        open_stage("03_data", run_dir, str(shape)).finish(data)
+        for name, checkpoint in checkpoints.items():
+            open_stage(TRAINED[name], run_dir, str(shape)).finish({"checkpoint": checkpoint}, config=config)
+        return run_dir
 
     @cache  # noqa: B019
     def trained(self) -> Dict[str, Any]:

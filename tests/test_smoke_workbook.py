@@ -103,6 +103,17 @@ def test_the_fine_tuned_model_answers_training_prompts_and_the_base_does_not(sta
     assert exact["base"]["right"] == 0
 
 
+def test_what_training_did_not_see_is_known_better_than_before(run_dir: Path, stages: Dict[str, Any]) -> None:
+    held_out = stages["06_infer"]["metrics"]["held_out"]
+    assert list(held_out) == ["base", "lora", "finetune"]
+    for name in ("lora", "finetune"):
+        assert held_out[name]["perplexity"] < held_out["base"]["perplexity"] / 2
+        assert held_out[name]["token_accuracy"] > held_out["base"]["token_accuracy"]
+    kept = json.loads((run_dir / "06_infer" / "eval.json").read_text(encoding="utf-8"))
+    assert kept["held_out"]["conversations"] == stages["03_data"]["metrics"]["held_out"] == 24
+    assert len(kept["answers"]) >= PROMPTS
+
+
 def test_the_counted_answers_are_the_ones_in_the_table(run_dir: Path, stages: Dict[str, Any]) -> None:
     with open(run_dir / "06_infer" / "answers.csv", encoding="utf-8", newline="") as stream:
         rows: List[Dict[str, str]] = list(csv.DictReader(stream))

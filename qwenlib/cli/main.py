@@ -11,7 +11,21 @@ import typer
 from qwenlib import __version__
 from qwenlib.errors import QwenlibError
 
-ROOMS = ("workbook", "doctor", "ranktable", "weights", "data", "config", "train", "runs", "diagnose", "predict")
+ROOMS = (
+    "workbook",
+    "doctor",
+    "ranktable",
+    "weights",
+    "data",
+    "hold_out",
+    "config",
+    "train",
+    "runs",
+    "diagnose",
+    "predict",
+    "chat",
+    "evaluate",
+)
 """Modules of ``qwenlib.cli``, in the order of ``--help``; each has ``register(app)``."""
 
 app = typer.Typer(

@@ -5,6 +5,7 @@ convert(alpaca file) -> messages, JSON Lines -> build(vocabulary, seq_length) ->
 
 from qwenlib.data.build import build
 from qwenlib.data.convert import convert, convert_file
+from qwenlib.data.hold_out import hold_out
 from qwenlib.data.meta import check_fit, read_meta
 from qwenlib.data.mindrecord import count_rows, read_rows
 from qwenlib.data.prompts import prompts
@@ -17,6 +18,7 @@ __all__ = [
     "convert",
     "convert_file",
     "count_rows",
+    "hold_out",
     "plain_texts",
     "prompts",
     "read_meta",

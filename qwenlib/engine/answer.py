@@ -65,7 +65,8 @@ def answer(
         ``finish`` is ``stop`` (a stop token), ``length`` or ``asked`` (``on_text`` raised :class:`Stopped`).
 
     Raises:
-        ValueError: an empty prompt, ``max_new_tokens`` below 1, or a stop text that is no token.
+        ValueError: a prompt that is empty or ends with the padding token, ``max_new_tokens`` below 1, or a stop text
+            that is no token.
     """
     import numpy
 
@@ -75,6 +76,8 @@ def answer(
     kept = ids[-(seq_length - 1) :]
     if not kept:
         raise ValueError("the prompt is empty")
+    if kept[-1] == network.config.pad_token_id:
+        raise ValueError(f"the prompt ends with {fast.id_to_token(kept[-1])}, which MindFormers takes for padding")
     if request.max_new_tokens < 1:
         raise ValueError(f"max_new_tokens must be at least 1, found {request.max_new_tokens}")
     limit = min(request.max_new_tokens, seq_length - len(kept))

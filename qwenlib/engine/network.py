@@ -21,15 +21,20 @@ def build(config: Any, checkpoint: str, may_lack: Sequence[str] = ()) -> Tuple[A
 
     with LoadWatch() as watch:
         trainer = Trainer(args=config, task="text_generation")
-        trainer.predict(predict_checkpoint=checkpoint, auto_trans_ckpt=False, input_data="a", max_new_tokens=1)
+        trainer.predict(
+            predict_checkpoint=checkpoint,
+            auto_trans_ckpt=bool(config.auto_trans_ckpt),
+            input_data="a",
+            max_new_tokens=1,
+        )
     watch.judge(checkpoint, may_lack)
     pipeline = trainer.trainer.pipeline_task
     pipeline.network.set_train(False)
     return pipeline.network, pipeline.tokenizer
 
 
-def reload(network: Any, checkpoint: str) -> None:
-    """Fill an already built network from another checkpoint.
+def reload(network: Any, checkpoint: str, may_lack: Sequence[str] = ()) -> None:
+    """Fill an already built network from another checkpoint; ``may_lack`` as in :func:`build`.
 
     Raises:
         WorkFailed: parameters were missing or entries had no place.
@@ -39,7 +44,7 @@ def reload(network: Any, checkpoint: str) -> None:
     missing, unused = mindspore.load_param_into_net(network, mindspore.load_checkpoint(checkpoint))
     watch = LoadWatch()
     watch.outcome = (list(missing), list(unused))
-    watch.judge(checkpoint)
+    watch.judge(checkpoint, may_lack)
 
 
 def adapter_names(config: Any) -> Sequence[str]:

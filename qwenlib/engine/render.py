@@ -121,13 +121,15 @@ def predict_config(
     adapter_task: Optional[Task] = None,
     batch_size: int = 1,
     use_past: bool = True,
+    model_parallel: int = 1,
 ) -> Dict[str, Any]:
-    """The MindFormers configuration for generation; ``adapter_task`` gives the LoRA shape of a LoRA checkpoint."""
+    """The MindFormers configuration for generation; ``adapter_task`` gives the LoRA shape of a LoRA checkpoint.
+
+    With ``model_parallel`` above 1 the checkpoint must be a model_dir, which MindFormers slices for the ranks itself.
+    """
     tokens = tokens or Tokens()
-    plan = Parallel(vocab_emb_dp=False)
+    plan = Parallel(vocab_emb_dp=False, model_parallel=model_parallel)
     config = _common(profile, plan, "predict", output_dir, vocab_file, merges_file, tokens)
-    config["use_parallel"] = False
-    config["auto_trans_ckpt"] = False
     config["runner_config"] = {"epochs": 1, "batch_size": batch_size, "sink_mode": False, "sink_size": 1}
     settings = profile.predict or Predict()
     model_config = config["model"]["model_config"]

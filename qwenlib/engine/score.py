@@ -7,27 +7,35 @@ from typing import Any, Dict, Tuple
 
 from qwenlib.engine import network as networks
 from qwenlib.engine.job import Job
+from qwenlib.errors import WorkFailed
 from qwenlib.files import atomic_path, write_json
 from qwenlib.progress import Progress
 
 IGNORE = -100
+LOGITS = 2**27
+"""Logits that are computed at a time, half a GiB in float32; of a 7B one row of 2048 tokens already is more."""
 
 
 def score(config: Any, job: Job) -> None:
     """Mean negative log-likelihood (nats per learned token) of a whole MindRecord under one or more checkpoints.
 
     ``job.settings``: ``mindrecord``; ``checkpoints`` ``{name: path}`` scored after ``job.load_checkpoint``, which is
-    called ``base``; ``batch_size``. Result: ``{name: {"loss", "tokens", "token_accuracy"}}``.
+    called ``base``; ``plain``: names of those without an adapter, scored while the network's own still adds nothing;
+    ``batch_size``. Result: ``{name: {"loss", "tokens", "token_accuracy"}}``.
     """
     from qwenlib.data import read_rows
 
     networks.require_plain(config)
     network, _ = networks.build(config, job.load_checkpoint, networks.adapter_names(config))
     rows = list(read_rows(job.settings["mindrecord"]))
-    batch = int(job.settings.get("batch_size", 8))
+    if not rows:
+        raise WorkFailed(f"{job.settings['mindrecord']} holds no rows to score.")
+    places = len(rows[0]["input_ids"]) * int(config.model.model_config.vocab_size)
+    batch = int(job.settings.get("batch_size", max(1, min(8, LOGITS // places))))
     found: Dict[str, Any] = {"base": _score_rows(network, rows, batch, "score base")}
-    for name, checkpoint in job.settings.get("checkpoints", {}).items():
-        networks.reload(network, checkpoint)
+    plain = job.settings.get("plain", [])
+    for name, checkpoint in sorted(job.settings.get("checkpoints", {}).items(), key=lambda item: item[0] not in plain):
+        networks.reload(network, checkpoint, networks.adapter_names(config) if name in plain else ())
         found[name] = _score_rows(network, rows, batch, f"score {name}")
     write_json(job.result, found)
 

@@ -9,26 +9,36 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import select
 import socket
 from pathlib import Path
 from typing import Any, Dict
 
+from qwenlib.engine import lockstep
 from qwenlib.engine import network as networks
 from qwenlib.engine.answer import Request, Stopped, answer
 from qwenlib.engine.job import Job
+from qwenlib.errors import WorkFailed
 from qwenlib.files import write_json
 
 
 def serve(config: Any, job: Job) -> None:
     """Load ``job.load_checkpoint``, listen on ``settings["socket"]``, write ``job.result`` when ready, answer for ever.
 
-    The launcher ends this process; nothing it holds needs a farewell.
+    Of several ranks that share the network, rank 0 does this and the others follow it. The launcher ends this process;
+    nothing it holds needs a farewell.
     """
     network, tokenizer = networks.build(config, job.load_checkpoint)
     # The first answer compiles both graphs; do it before anybody waits.
     answer(network, tokenizer, Request("a", max_new_tokens=2, stop=()))
     path = Path(job.settings["socket"])
+    meeting = path.with_name(path.name + ".ranks")
+    if int(os.environ.get("RANK_ID") or 0):
+        lockstep.follow(meeting, network, tokenizer)
+        return
+    lead = lockstep.Lead(meeting, int(os.environ.get("RANK_SIZE") or 1) - 1)
+    lead.wait()
     path.unlink(missing_ok=True)
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
         listener.bind(str(path))
@@ -38,10 +48,10 @@ def serve(config: Any, job: Job) -> None:
         while True:
             connection, _ = listener.accept()
             with connection:
-                _converse(connection, network, tokenizer)
+                _converse(connection, network, tokenizer, lead)
 
 
-def _converse(connection: socket.socket, network: Any, tokenizer: Any) -> None:
+def _converse(connection: socket.socket, network: Any, tokenizer: Any, lead: lockstep.Lead) -> None:
     def send(message: Dict[str, Any]) -> None:
         try:
             connection.sendall(json.dumps(message, ensure_ascii=False).encode() + b"\n")
@@ -62,10 +72,11 @@ def _converse(connection: socket.socket, network: Any, tokenizer: Any) -> None:
                 message = json.loads(line)
                 if "stop" in message and "prompt" not in message:
                     continue  # came too late for the answer it was meant for
-                message["stop"] = tuple(message.get("stop") or Request.stop)
-                done = answer(network, tokenizer, Request(**message), on_text)
+                request = Request(**lockstep.read(message))
+                lead.begin(message)
+                done = answer(network, tokenizer, request, lead.watching(on_text))
                 send({"done": done})
-            except Stopped:
+            except (Stopped, WorkFailed):
                 raise
             except Exception as error:  # one question that cannot be answered must not take the model along
                 send({"error": " ".join(str(error).split()) or type(error).__name__})

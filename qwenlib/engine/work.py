@@ -307,10 +307,11 @@ def score(
     run_dir: Union[str, Path],
     checkpoints: Optional[Dict[str, Union[str, Path]]] = None,
     adapter_task: str = "",
+    plain: Sequence[str] = (),
 ) -> Dict[str, Dict[str, float]]:
     """Mean loss (nats per learned token) over a whole MindRecord: of the base, and of ``checkpoints`` by name.
 
-    ``adapter_task``: "lora" when ``checkpoints`` are LoRA checkpoints.
+    ``adapter_task``: "lora" when ``checkpoints`` are LoRA checkpoints; ``plain``: names of those that are none.
 
     Returns:
         ``{"base": {"loss", "tokens", "token_accuracy"}, name: …}``.
@@ -327,8 +328,9 @@ def score(
     settings = {
         "mindrecord": str(Path(mindrecord).absolute()),
         "checkpoints": {name: str(place.locate(path).absolute()) for name, path in (checkpoints or {}).items()},
+        "plain": list(plain),
     }
-    job = _predict_job("score", profile, config, load_checkpoint, Path(run_dir), "score.json", settings)
+    job = predict_job("score", profile, config, load_checkpoint, Path(run_dir), "score.json", settings)
     return dict(one_rank(job, run_dir, "score"))
 
 
@@ -353,42 +355,12 @@ def logits(
         use_past=False,
     )
     settings = {"input_ids": [[int(token) for token in row] for row in input_ids]}
-    job = _predict_job("logits", profile, config, load_checkpoint, Path(run_dir), "logits.npz", settings)
+    job = predict_job("logits", profile, config, load_checkpoint, Path(run_dir), "logits.npz", settings)
     with numpy.load(one_rank(job, run_dir, "logits")) as found:
         return found["logits"]
 
 
-def serve_plan(
-    profile: Profile,
-    *,
-    load_checkpoint: Union[str, Path],
-    vocab_file: Union[str, Path],
-    merges_file: Union[str, Path],
-    run_dir: Union[str, Path],
-    socket: Union[str, Path],
-    adapter_task: str = "",
-) -> launch.Plan:
-    """The plan of a background process that loads a checkpoint and answers over ``socket``.
-
-    It writes ``run_dir/ready.json`` when it listens. ``adapter_task``: "lora" when the checkpoint holds an adapter.
-    """
-    run_dir = Path(run_dir).absolute()
-    config = render.predict_config(
-        profile,
-        vocab_file=Path(vocab_file).absolute(),
-        merges_file=Path(merges_file).absolute(),
-        output_dir=run_dir / "output",
-        tokens=token_ids(base_vocabulary(vocab_file)),
-        adapter_task=profile.task(adapter_task) if adapter_task else None,
-    )
-    job = _predict_job("serve", profile, config, load_checkpoint, run_dir, "ready.json", {"socket": str(socket)})
-    run_dir.mkdir(parents=True, exist_ok=True)
-    Path(job.result).unlink(missing_ok=True)
-    job_file = job.save(run_dir / "job.json")
-    return launch.Plan(command(job_file), run_dir=run_dir, device_target=profile.device_target, share_devices=True)
-
-
-def _predict_job(
+def predict_job(
     task: str,
     profile: Profile,
     config: Dict[str, Any],
@@ -396,7 +368,9 @@ def _predict_job(
     run_dir: Path,
     result: str,
     settings: Dict[str, Any],
+    whole: bool = False,
 ) -> Job:
+    """A job of one checkpoint: the file of rank 0, or (``whole``) the model_dir that MindFormers slices itself."""
     fit.refuse_cut(load_checkpoint)
-    checkpoint = place.locate(load_checkpoint).absolute()
+    checkpoint = Path(load_checkpoint).absolute() if whole else place.locate(load_checkpoint).absolute()
     return Job(task, profile.device_target, config, str(checkpoint), str(run_dir.absolute() / result), settings)

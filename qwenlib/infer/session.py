@@ -12,29 +12,24 @@ import time
 import weakref
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Callable, Dict, Iterator, Optional, Type, Union
+from typing import Any, Callable, Dict, Iterator, Optional, Sequence, Type, Union
 
 from qwenlib import launch
-from qwenlib.engine import work
+from qwenlib.engine import serving
 from qwenlib.errors import WorkFailed
+from qwenlib.infer import prompt as prompts
+from qwenlib.infer.prompt import SYSTEM, Message, Seen
+from qwenlib.infer.settings import complete
 from qwenlib.profile import Profile
-
-SYSTEM = "You are a helpful assistant."
-
-
-def chat_prompt(text: str, system: str = SYSTEM) -> str:
-    """What a ChatML-tuned model sees for one user message: system, user, and the opened assistant turn."""
-    from qwenlib.data.chatml import render
-
-    messages = [{"role": "system", "content": system}] if system else []
-    return render([*messages, {"role": "user", "content": text}], add_generation_prompt=True)
 
 
 class Session:
     """``with Session(profile, …) as session: session.ask("…")``.
 
     The process starts with the object; :meth:`ask` waits until it is ready. A failure of the process is told as
-    WorkFailed with its own error; closing gives the memory back.
+    WorkFailed with its own error; closing gives the memory back. ``raw``: the model is a base model, which continues
+    text and knows no ChatML; a question can say otherwise. ``use_past``: generate with MindFormers' key/value cache.
+    ``rank_table``: of the cards that share the network when ``predict.model_parallel`` is above 1.
     """
 
     def __init__(
@@ -47,14 +42,18 @@ class Session:
         run_dir: Union[str, Path],
         adapter_task: str = "",
         name: str = "model",
+        raw: bool = False,
+        use_past: bool = True,
+        rank_table: Optional[Union[str, Path]] = None,
     ):
-        self.profile, self.name = profile, name
+        self.profile, self.name, self.raw = profile, name, raw
+        self._vocabulary = (vocab_file, merges_file)
         self._folder = Path(tempfile.mkdtemp(prefix="qwenlib-"))  # a socket's path must stay below 108 bytes
         self._remove = weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)  # or when Python ends
         self._socket = self._folder / "engine"
         self._ready = Path(run_dir).absolute() / "ready.json"
         try:
-            plan = work.serve_plan(
+            plan = serving.serve_plan(
                 profile,
                 load_checkpoint=load_checkpoint,
                 vocab_file=vocab_file,
@@ -62,6 +61,8 @@ class Session:
                 run_dir=run_dir,
                 socket=self._socket,
                 adapter_task=adapter_task,
+                use_past=use_past,
+                rank_table=rank_table,
             )
             self._run = launch.start(plan)
         except BaseException:
@@ -88,7 +89,7 @@ class Session:
         self,
         text: str,
         *,
-        chat: bool = True,
+        chat: Optional[bool] = None,
         system: str = SYSTEM,
         on_text: Optional[Callable[[str], object]] = None,
         stopped: Optional[Callable[[], bool]] = None,
@@ -96,26 +97,65 @@ class Session:
     ) -> Dict[str, Any]:
         """Answer ``text``: as a ChatML user message, or (``chat=False``) continued as it stands.
 
-        ``on_text(piece)`` gets the answer as it grows; ``stopped()`` returning True ends it. ``settings``: the
-        fields of :class:`qwenlib.engine.answer.Request`, such as ``max_new_tokens`` or ``do_sample``.
+        ``chat`` None: as the kind of model wants it. ``on_text(piece)`` gets the answer as it grows; ``stopped()``
+        returning True ends it. ``settings``: the fields of :class:`qwenlib.engine.answer.Request`, such as
+        ``max_new_tokens`` or ``do_sample``; what is not given, the profile says.
 
         Returns:
-            The answer's figures (see :func:`qwenlib.engine.answer.answer`) and ``"prompt"``: what the model saw.
+            The answer's figures (see :func:`qwenlib.engine.answer.answer`), ``"prompt"``: what the model saw, and
+            ``"dropped_turns"``: 0.
 
         Raises:
             WorkFailed: the process of the model ended.
         """
+        raw = self.raw if chat is None else not chat
+        prompt = text if raw else prompts.chat_prompt(text, system)
+        return {**self._answer(prompt, on_text, stopped, settings), "dropped_turns": 0}
+
+    def chat(
+        self,
+        messages: Sequence[Message],
+        *,
+        on_text: Optional[Callable[[str], object]] = None,
+        stopped: Optional[Callable[[], bool]] = None,
+        raw: Optional[bool] = None,
+        **settings: Any,
+    ) -> Dict[str, Any]:
+        """Answer the last of ``messages``, ``{"role": "system" | "user" | "assistant", "content": text}`` each.
+
+        Oldest exchanges are dropped until the rest and ``max_new_tokens`` fit the model's context. Arguments as for
+        :meth:`ask`; ``raw`` None: as the kind of model wants it.
+
+        Returns:
+            As :meth:`ask`; ``"dropped_turns"`` says how many exchanges were dropped.
+
+        Raises:
+            Refused: the messages are no conversation that ends with a question.
+            WorkFailed: the process of the model ended.
+        """
+        seen = self.sees(messages, raw=raw, max_new_tokens=settings.get("max_new_tokens"))
+        return {**self._answer(seen.prompt, on_text, stopped, settings), "dropped_turns": seen.dropped_turns}
+
+    def sees(
+        self, messages: Sequence[Message], *, raw: Optional[bool] = None, max_new_tokens: Optional[int] = None
+    ) -> Seen:
+        """The prompt that :meth:`chat` would give the model, with its token count; the model is not waited for."""
+        return prompts.seen(self.profile, self._vocabulary, messages, self.raw if raw is None else raw, max_new_tokens)
+
+    def settings(self, **given: Any) -> Dict[str, Any]:
+        """The settings of an answer: what is given (and not None), for the rest what the profile says."""
+        return complete(self.profile, **given)
+
+    def _answer(
+        self,
+        prompt: str,
+        on_text: Optional[Callable[[str], object]],
+        stopped: Optional[Callable[[], bool]],
+        settings: Dict[str, Any],
+    ) -> Dict[str, Any]:
         if not self._open:
             raise WorkFailed(f"{self.name} is closed; open it again.")
-        prompt = chat_prompt(text, system) if chat else text
-        predict = self.profile.predict
-        if predict is not None:
-            settings.setdefault("max_new_tokens", predict.max_new_tokens)
-            settings.setdefault("do_sample", predict.do_sample)
-            settings.setdefault("repetition_penalty", predict.repetition_penalty)
-            settings.setdefault("top_k", predict.top_k)
-            settings.setdefault("top_p", predict.top_p)
-        for message in self._converse({"prompt": prompt, **settings}, stopped):
+        for message in self._converse({"prompt": prompt, **self.settings(**settings)}, stopped):
             if "error" in message:
                 raise WorkFailed(f"{self.name} could not answer: {message['error']}")
             if "done" in message:

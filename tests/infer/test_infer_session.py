@@ -22,6 +22,8 @@ from qwenlib.errors import WorkFailed
 pytestmark = pytest.mark.stack
 
 PROMPTS = ["The ", "An iris has", "你好", "Write a poem about", "1 + 1 =", "a", "\n\n", "Paris is the capital of", "🙂"]
+MORE = 24
+"""Questions of the shipped sample that are asked besides, as ChatML."""
 
 
 @pytest.fixture(scope="module")
@@ -53,34 +55,83 @@ def ask(session: infer.Session, text: str, **settings: Any) -> Dict[str, Any]:
     return {**session.ask(text, on_text=pieces.append, **settings), "pieces": pieces}
 
 
-def test_greedy_answers_are_those_of_transformers(base: infer.Session, micro: Micro) -> None:
+@pytest.fixture(scope="module")
+def greedy(micro: Micro) -> Dict[str, Dict[str, Any]]:
+    """What transformers answers greedily to PROMPTS and MORE questions, with the same weights in float32."""
     import torch
     from transformers import Qwen2ForCausalLM
 
+    from qwenlib import data
     from qwenlib.data.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(**micro.files)
     network = Qwen2ForCausalLM.from_pretrained(str(micro.hf), torch_dtype=torch.float32, local_files_only=True).eval()
-    for prompt in PROMPTS:
+    stops = [tokenizer.token_to_id(text) for text in ("<|im_end|>", "<|endoftext|>")]
+    questions = [item["prompt"] for item in data.prompts(micro.folder / "messages.jsonl", MORE)]
+    found = {}
+    for prompt in [*PROMPTS, *(infer.chat_prompt(question) for question in questions)]:
         ids = torch.tensor([tokenizer.encode(prompt, add_special_tokens=False).ids])
-        stops = [tokenizer.token_to_id(text) for text in ("<|im_end|>", "<|endoftext|>")]
         theirs = network.generate(
             ids, max_new_tokens=24, do_sample=False, use_cache=True, eos_token_id=stops, pad_token_id=stops[1]
         )[0, ids.shape[1] :].tolist()
         ended = bool(theirs) and theirs[-1] in stops
+        found[prompt] = {
+            "text": tokenizer.decode(theirs[:-1] if ended else theirs, skip_special_tokens=False),
+            "finish": "stop" if ended else "length",
+            "prompt_tokens": ids.shape[1],
+            "answer_tokens": len(theirs) - ended,
+        }
+    assert len(found) >= 32
+    return found
+
+
+def test_greedy_answers_are_those_of_transformers(base: infer.Session, greedy: Dict[str, Dict[str, Any]]) -> None:
+    for prompt, theirs in greedy.items():
         ours = base.ask(prompt, chat=False, max_new_tokens=24)
-        assert ours["text"] == tokenizer.decode(theirs[:-1] if ended else theirs, skip_special_tokens=False)
-        assert ours["finish"] == ("stop" if ended else "length")
-        assert ours["prompt_tokens"] == ids.shape[1] and ours["answer_tokens"] == len(theirs) - ended
+        assert {key: ours[key] for key in theirs} == theirs
+
+
+def test_greedy_answers_are_those_of_transformers_without_the_cache_too(
+    micro: Micro, greedy: Dict[str, Dict[str, Any]], tmp_path: Path
+) -> None:
+    with infer.Session(
+        micro.profile, load_checkpoint=micro.model_dir, run_dir=tmp_path, use_past=False, **micro.files
+    ) as session:
+        for prompt, theirs in greedy.items():
+            ours = session.ask(prompt, chat=False, max_new_tokens=24)
+            assert {key: ours[key] for key in theirs} == theirs
+        assert json.loads((tmp_path / "job.json").read_text())["config"]["model"]["model_config"]["use_past"] is False
+
+
+def drawn(session: infer.Session, **settings: Any) -> str:
+    """A sampled answer to the same two words."""
+    hot = {"do_sample": True, "temperature": 2.0, "top_p": 1.0, "top_k": 0, **settings}
+    return str(session.ask("The", chat=False, max_new_tokens=16, **hot)["text"])
 
 
 def test_the_same_seed_gives_the_same_answer_and_another_seed_another(base: infer.Session) -> None:
-    def drawn(seed: int) -> str:
-        sampling = {"do_sample": True, "temperature": 2.0, "top_p": 1.0, "top_k": 0}
-        return str(base.ask("The", chat=False, max_new_tokens=16, seed=seed, **sampling)["text"])
+    first = drawn(base, seed=1)
+    base.ask("Something else in between", chat=False, do_sample=True, seed=5)
+    assert drawn(base, seed=1) == first
+    assert len({drawn(base, seed=seed) for seed in range(4)}) == 4
 
-    assert drawn(1) == drawn(1)
-    assert len({drawn(seed) for seed in range(4)}) == 4
+
+def test_every_setting_of_sampling_does_what_it_says(base: infer.Session) -> None:
+    greedy = base.ask("The", chat=False, max_new_tokens=16)["text"]
+    assert all(drawn(base, seed=seed, top_k=1) == greedy for seed in range(3)), "the one most likely token"
+    assert all(drawn(base, seed=seed, top_p=1e-6) == greedy for seed in range(3)), "the smallest nucleus"
+    assert all(drawn(base, seed=seed, temperature=1e-3) == greedy for seed in range(3)), "as good as frozen"
+    assert drawn(base, seed=1) != greedy
+
+
+def test_a_repetition_penalty_keeps_the_model_from_saying_it_again(base: infer.Session) -> None:
+    def repeated(penalty: float) -> int:
+        settings = {"chat": False, "max_new_tokens": 40, "repetition_penalty": penalty, "stop": ["<|im_start|>"]}
+        pieces = [piece for piece in ask(base, "The iris", **settings)["pieces"] if piece]  # a token each
+        assert len(pieces) > 20
+        return len(pieces) - len(set(pieces))
+
+    assert repeated(1.0) > 5 and repeated(1e6) == 0
 
 
 def test_the_profile_gives_the_settings_that_are_not_given(base: infer.Session, micro: Micro) -> None:
@@ -96,6 +147,23 @@ def test_an_answer_streams_in_whole_characters_and_ends_at_its_stop_token(speake
     assert (answer["finish"], answer["answer_tokens"], answer["cut_tokens"]) == ("stop", 10, 0)
     assert answer["prompt"] == infer.chat_prompt("Hello")
     assert 0 < answer["first_token_seconds"] <= answer["seconds"] < 5
+
+
+def test_a_conversation_is_answered_and_its_oldest_exchanges_go_when_it_outgrows_the_context(
+    speaker: infer.Session, micro: Micro
+) -> None:
+    messages = [{"role": "system", "content": "S"}, {"role": "user", "content": "x"}]
+    pieces: List[str] = []
+    answer = speaker.chat(messages, on_text=pieces.append)
+    assert "".join(pieces) == answer["text"] == SENTENCE and answer["dropped_turns"] == 0
+    assert answer["prompt"] == "<|im_start|>system\nS<|im_end|>\n<|im_start|>user\nx<|im_end|>\n<|im_start|>assistant\n"
+    for number in range(6):
+        messages += [{"role": "assistant", "content": answer["text"]}, {"role": "user", "content": f"again {number}"}]
+    seen = speaker.sees(messages)
+    answer = speaker.chat(messages)
+    assert answer["text"] == SENTENCE and 0 < answer["dropped_turns"] == seen.dropped_turns < 6
+    assert answer["prompt"] == seen.prompt and answer["prompt_tokens"] == seen.tokens, "counted as the engine counts"
+    assert seen.tokens + 12 <= micro.profile.data.seq_length and answer["cut_tokens"] == 0
 
 
 def test_text_is_continued_as_it_stands_without_chat(speaker: infer.Session) -> None:
@@ -142,6 +210,7 @@ def test_an_answer_never_outgrows_the_sequence(speaker: infer.Session, micro: Mi
     ("text", "settings", "said"),
     [
         ("", {}, "the prompt is empty"),
+        ("x<|endoftext|>", {}, "the prompt ends with <.endoftext.>, which MindFormers takes for padding"),
         ("x", {"max_new_tokens": 0}, "max_new_tokens must be at least 1, found 0"),
         ("x", {"temprature": 1.0}, "temprature"),
         ("x", {"stop": ["x y"]}, "stop: 'x y' is not one token"),
