@@ -90,6 +90,7 @@ def _spec(plan: Plan, tied: bool) -> Dict[str, Any]:
     return {
         "id": uuid.uuid4().hex,
         "tied": tied,
+        "job": plan.job,
         "client": processes.identity(os.getpid()),
         "grace": plan.grace,
         "rendezvous": plan.rendezvous,
@@ -213,8 +214,8 @@ class Run:
         """What goes on, and how to come back to it or stop it."""
         where = shlex.quote(str(self.run_dir))
         return (
-            f"The training goes on in {self.run_dir}. Watch: qwenlib status {where} --follow, or attach({where!r}) in "
-            f"a notebook. Stop it: qwenlib stop {where}"
+            f"The training goes on in {self.run_dir}. Watch: qwenlib status {where} --follow, or in a notebook "
+            f"qwenlib.monitor.attach({str(self.run_dir)!r}). Stop it: qwenlib stop {where}"
         )
 
     def stop(self) -> Dict[str, Any]:

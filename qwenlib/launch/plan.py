@@ -92,6 +92,8 @@ class Plan:
     """Seconds that the nodes wait for one another."""
     prints: Dict[str, str] = field(default_factory=dict)
     """``{"profile": sha256, "rank table": sha256}``: a node where one of them differs is refused."""
+    job: str = ""
+    """What the ranks do, as a hash: by it, who asks for the same again knows it in ``spec.json``."""
     ready_timeout: float = 0.0
     """Seconds until every rank must have called ``report_ready``; 0: no such deadline."""
     hang_factor: float = 0.0

@@ -98,7 +98,9 @@ def test_the_ranks_get_no_handle_of_the_client_or_the_supervisor(stub):
     os.set_inheritable(theirs, True)
     try:
         with start(stub("ready:up+sleep:60")) as run:
-            until((run.run_dir / "rank_0" / "up").exists)  # an interpreter that starts opens and closes files of its own
+            until(
+                (run.run_dir / "rank_0" / "up").exists
+            )  # an interpreter that starts opens and closes files of its own
             found = handles(run.poll()["ranks"][0]["pid"])
     finally:
         os.close(ours)
