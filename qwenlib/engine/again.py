@@ -68,8 +68,8 @@ def told(there: Union[launch.Run, Path]) -> str:
     status = there.poll()
     if status["state"] in rundir.FINAL:
         return (
-            f"This very training has been done in {there.run_dir}: its result is taken. To train anew, set detach False "
-            "once, or choose another run directory.\n"
+            f"This very training has been done in {there.run_dir}: its result is taken. To train anew, set detach "
+            "False once, or choose another run directory.\n"
         )
     step = max([int(entry.get("step") or 0) for entry in status["ranks"]], default=0)
     where = f"after step {step}" if step else "before its first step"

@@ -96,6 +96,7 @@ def finetune(
     real_share: float = 1.0,
     resume: Union[str, Path] = resuming.NEVER,
     detach: bool = False,
+    tensorboard: bool = False,
     **launching: Any,
 ) -> Dict[str, Any]:
     """Train ``task_name`` ("lora" or "finetune") in background ranks and wait, watching their logs.
@@ -103,7 +104,7 @@ def finetune(
     ``real_share``: the part of the data's tokens that is not padding, for the throughput without it; ``detach``: the
     ranks outlive this process (see :func:`qwenlib.launch.start`), and the same job, called again from anywhere on the
     host, takes up the training that goes on, or the result of the one that is done, rather than beginning anew;
-    ``resume`` and ``launching``: see :func:`training_plan`.
+    ``tensorboard``: also write event files; ``resume`` and ``launching``: see :func:`training_plan`.
 
     Returns:
         ``{"checkpoint", "run_dir", "steps", "trainable_parameters", "metrics"}``; ``metrics`` is the DataFrame of
@@ -115,6 +116,8 @@ def finetune(
     """
     from qwenlib import monitor
 
+    if tensorboard:
+        monitor.tensorboard.writer_class()
     job: Dict[str, Any] = {
         "load_checkpoint": load_checkpoint,
         "train_dataset": train_dataset,
@@ -142,6 +145,7 @@ def finetune(
             lead=plan.first_rank + plan.ranks - 1 if task.parallel.pipeline_stage > 1 else plan.first_rank,
             flops_per_token=monitor.flops_per_token(profile.model, profile.data.seq_length, task.adapter),
             peak_flops=monitor.peak_here() if profile.device_target == "Ascend" else None,
+            tensorboard=tensorboard,
         )
     if plan.node:  # node 0 tells the result
         steps = int(metrics["step"].iloc[-1]) if len(metrics) else 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Dict
@@ -93,6 +94,15 @@ def test_a_failure_that_nobody_saw_is_told_before_the_next_begins(given: Dict[st
         launch.start(plan, detach=True).wait(timeout=30)
     assert again.find(plan, plan.folder / work.RESULT) is None
     assert "failed: rank 0 ended with exit code 1" in again.told(plan.folder)
+
+
+def test_event_files_without_their_package_are_refused_before_the_ranks_start(
+    given: Dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "tensorboardX", None)
+    with pytest.raises(Refused, match="pip install tensorboardX"):
+        work.finetune(profiles.load("smoke"), "lora", **given, tensorboard=True)
+    assert not given["run_dir"].exists()
 
 
 def test_a_folder_without_a_launch_has_nothing_to_take_up(given: Dict[str, Any]) -> None:

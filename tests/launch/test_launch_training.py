@@ -12,8 +12,9 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Dict, Iterator, List
+from typing import Any, Dict, Iterator, List
 
 import pytest
 from launch_tools import TAG, gone, until
@@ -93,14 +94,35 @@ def kill_a_rank(run_dir: Path, rank: int, step: int) -> float:
     return time.monotonic()
 
 
-def test_a_killed_rank_is_named_nothing_is_left_and_the_resumed_curve_goes_on(parts, whole, tmp_path, tag):
+CELL = """
+from pathlib import Path
+from qwenlib import profile
+from qwenlib.engine import work
+parts = Path({parts!r})
+prof, files = work.model_files(profile.load(parts / "micro.yaml", []), parts / "hf")
+found = work.finetune(prof, "finetune", load_checkpoint=parts / "model_dir", train_dataset=parts / "train.mindrecord",
+                      run_dir={run_dir!r}, detach={detach}, **files)
+print("steps", found["steps"], found["checkpoint"].name, len(found["metrics"]))
+"""
+
+
+def test_a_killed_rank_fails_its_cell_nothing_is_left_and_the_resumed_curve_goes_on(
+    parts, whole, tmp_path, tag, monkeypatch
+):
+    nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
+    for name, text in environ(tag).items():
+        monkeypatch.setenv(name, text)
     run_dir = tmp_path / "run"
-    training = subprocess.Popen(command(parts, run_dir), env=environ(tag), stderr=subprocess.PIPE, text=True)
-    killed = kill_a_rank(run_dir, 1, 10)
-    said = training.communicate(timeout=60)[1]
-    assert time.monotonic() - killed < KILLED_WITHIN
-    assert training.returncode == 1 and "rank 1 of 2 was killed by SIGKILL" in said
-    gone(tag, 1.0)
+    cell = CELL.format(parts=str(parts["folder"]), run_dir=str(run_dir), detach=False)
+    book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell)])
+    client = nbclient.NotebookClient(book, timeout=180, kernel_name="python3", shutdown_kernel="immediate")
+    with ThreadPoolExecutor(1) as pool:
+        training = pool.submit(client.execute)
+        killed = kill_a_rank(run_dir, 1, 10)
+        with pytest.raises(nbclient.exceptions.CellExecutionError, match="rank 1 of 2 was killed by SIGKILL"):
+            training.result(timeout=60)
+        assert time.monotonic() - killed < KILLED_WITHIN
+    gone(tag, 5.0)
 
     from qwenlib.engine import resume
 
@@ -133,6 +155,26 @@ def test_a_detached_training_restarts_by_itself(parts, whole, tmp_path, tag):
     assert "--- restart 1 of 1 ---" in log and "going on after step" in log
     last = [line for line in log.splitlines() if "loss:[" in line][-1]
     assert f"loss:[{whole[STEPS]:.3f}/" in last
+    gone(tag, 5.0)
+
+
+def test_a_detached_training_is_taken_up_and_finished_by_the_next_kernel(parts, whole, tmp_path, tag):
+    run_dir = tmp_path / "run"
+    call = [sys.executable, "-c", CELL.format(parts=str(parts["folder"]), run_dir=str(run_dir), detach=True)]
+    pipes: Dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": environ(tag)}
+    first = subprocess.Popen(call, **pipes)
+    until(lambda: read_beat(run_dir / "rank_0").get("step", 0) >= 5, 120)
+    first.kill()
+    first.communicate()
+    assert read_status(run_dir)["state"] == "running"
+    launched = read_status(run_dir)["id"]
+    second = subprocess.run(call, timeout=180, **pipes)
+    assert f"This very training goes on in {run_dir}, after step" in second.stdout, second.stderr
+    assert f"steps {STEPS} qwen2_rank_0" in second.stdout and second.stdout.strip().endswith(f" {STEPS}")
+    assert losses(run_dir) == whole, "what was seen before the kernel died, what was not seen by anyone, and the rest"
+    third = subprocess.run(call, timeout=60, **pipes)
+    assert "its result is taken" in third.stdout and f"steps {STEPS}" in third.stdout, third.stderr
+    assert read_status(run_dir)["id"] == launched and not (run_dir / "earlier").exists()
     gone(tag, 5.0)
 
 
