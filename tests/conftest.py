@@ -1,4 +1,4 @@
-"""Tiers: tests marked `stack` need MindSpore and MindFormers; those marked `notebook` need papermill and a kernel."""
+"""Tiers: tests marked `stack` need MindSpore and MindFormers; `notebook` papermill and a kernel, `browser` Chromium."""
 
 from __future__ import annotations
 
@@ -7,7 +7,11 @@ from typing import List
 
 import pytest
 
-NEEDS = {"stack": ("mindspore", "mindformers"), "notebook": ("papermill", "ipykernel", "nbconvert")}
+NEEDS = {
+    "stack": ("mindspore", "mindformers"),
+    "notebook": ("papermill", "ipykernel", "nbconvert"),
+    "browser": ("playwright", "jupyterlab", "ipywidgets"),
+}
 
 
 def pytest_collection_modifyitems(items: List[pytest.Item]) -> None:

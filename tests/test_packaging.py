@@ -62,7 +62,7 @@ def test_there_is_a_lock_for_every_python_the_package_admits() -> None:
 @pytest.mark.parametrize("lock", LOCKS, ids=lambda lock: lock.stem)
 def test_a_lock_pins_exactly_what_pyproject_admits(lock: Path) -> None:
     tier, version = lock.stem.split("-py")
-    extras = ["cpu", "torch", "data", "notebook", "dev"] if tier == "cpu" else ["data", "dev"]
+    extras = ["cpu", "torch", "data", "notebook", "browser", "dev"] if tier == "cpu" else ["data", "dev"]
     locked = pins(lock)
     wanted = declared(extras, f"{version[0]}.{version[1:]}")
     assert len(wanted) > 10
