@@ -164,7 +164,7 @@ class Run:
 
         Raises:
             WorkFailed: a rank failed (which one, what, the last lines of its log), the run was stopped, or it
-                took longer than ``timeout`` seconds (it is then ended).
+                took longer than ``timeout`` seconds (tied ranks are then ended, detached ones go on).
         """
         deadline = None if timeout is None else time.monotonic() + timeout
         try:
@@ -176,8 +176,9 @@ class Run:
         finally:
             if not self.detached:
                 self.stop()
+        if status is None and self.detached:
+            raise WorkFailed(f"not finished after {timeout:g} s. {self.farewell()}")
         if status is None:
-            self.stop()
             raise WorkFailed(f"the ranks were ended: not finished after {timeout:g} s. Logs: {self.run_dir}")
         if status["state"] != "done":
             raise WorkFailed(failure.paragraph(status))
