@@ -50,6 +50,11 @@ class Panel:
             beyond = self.step()
         return beyond
 
+    def ended(self) -> None:
+        """Wait until no cell is at work (the kernel is idle in between, for its button is served beside the cell)."""
+        running = "() => [...document.querySelectorAll('.jp-InputPrompt')].some(each => each.innerText.includes('*'))"
+        self.page.wait_for_function(f"() => !({running})()")
+
     def says(self, text: str) -> None:
         self.page.locator(".jp-OutputArea-output", has_text=text).first.wait_for()
 
@@ -80,7 +85,8 @@ def test_a_training_is_watched_over_a_restart_and_stopped_by_its_button(
 
         notebook.command("notebook:interrupt-kernel")
         panel.says(f"Stop it: qwenlib stop {run_dir}")
-        notebook.wait_idle()
+        panel.says("KeyboardInterrupt")
+        panel.ended()
         notebook.shot("training_interrupted", ".jp-Cell")
         assert attach(run_dir).poll()["state"] == "running", "the interrupt key ends the watching"
 
@@ -88,6 +94,7 @@ def test_a_training_is_watched_over_a_restart_and_stopped_by_its_button(
         panel.moves(before)
         notebook.page.get_by_role("button", name="stop").click()
         panel.says("WorkFailed: the run was ended: it was stopped.")
+        panel.ended()
         notebook.shot("training_stopped", ".jp-Cell")
         status = attach(run_dir).poll()
         assert (status["state"], status["id"], status["left"]) == ("stopped", launched, [])
