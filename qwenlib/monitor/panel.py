@@ -17,7 +17,7 @@ from typing import Any, Dict, List, Optional
 from qwenlib.files import atomic_path
 from qwenlib.launch.failure import last_lines
 from qwenlib.monitor.memory import Memory
-from qwenlib.monitor.metrics import to_frame
+from qwenlib.monitor.metrics import join, to_frame
 from qwenlib.monitor.plots import plot
 from qwenlib.progress import PLAIN_SECONDS, headless, in_kernel
 
@@ -68,7 +68,7 @@ class LivePlot:
 
     def update(self, records: List[Dict[str, Any]], launch: Optional[Dict[str, Any]] = None) -> None:
         """Take new records and the launch's state; redraw or print when it is time."""
-        self.records += records
+        join(self.records, records)
         if launch is not None:
             self._launch = launch
             self.memory.look(launch)
