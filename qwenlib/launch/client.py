@@ -116,6 +116,13 @@ def _spec(plan: Plan, tied: bool) -> Dict[str, Any]:
     }
 
 
+class Unwatched(KeyboardInterrupt):
+    """The interrupt key, of one who watched a detached run: no stack of wherever it struck."""
+
+    def _render_traceback_(self) -> List[str]:
+        return ["The interrupt key ended the watching, not the training."]
+
+
 class Run:
     """A launch under way, as its client sees it. As a context manager, it ends a tied launch on the way out."""
 
@@ -170,9 +177,10 @@ class Run:
         try:
             status = self._wait(on_tick, interval, deadline)
         except KeyboardInterrupt:
-            if self.detached:
-                print(self.farewell(), file=sys.stderr, flush=True)
-            raise
+            if not self.detached:
+                raise
+            print(self.farewell(), file=sys.stderr, flush=True)
+            raise Unwatched from None
         finally:
             if not self.detached:
                 self.stop()
