@@ -90,8 +90,11 @@ class LivePlot:
 
     def status(self) -> str:
         """One line: where the run is, how it goes, how long it will still take."""
-        elapsed = self._elapsed()
+        elapsed, state = self._elapsed(), self._launch.get("state")
+        ended = f"{state} after {duration(elapsed)}" if state in ("failed", "stopped") else ""
         if not self.records:
+            if ended:
+                return f"{self.title}: {ended}, no step"
             busy = f", ranks busy with {self.memory.cpu:.0f} % CPU" if self.memory.cpu >= 1 else ""
             return f"{self.title}: starting and compiling… {elapsed:.0f} s{busy}, no step yet"
         last = self.records[-1]
@@ -103,7 +106,7 @@ class LivePlot:
         if last.get("mfu") is not None:
             text += f", MFU {last['mfu']:.1%}"
         left = self.seconds_left()
-        return text + (f", about {duration(left)} left" if left else f", {duration(elapsed)}")
+        return text + ", " + (ended or (f"about {duration(left)} left" if left else duration(elapsed)))
 
     def seconds_left(self) -> Optional[float]:
         """From the median time of the last steps; the first one, which compiles, does not count."""

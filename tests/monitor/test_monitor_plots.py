@@ -131,6 +131,17 @@ def test_the_panel_knows_state_and_memory_of_the_ranks(tmp_path, capsys):
     assert panel.rows()[0][1] == "failed SIGKILL" and panel.rows()[0][3] == ""
 
 
+@pytest.mark.parametrize("state", ["stopped", "failed"])
+def test_a_run_that_ended_early_has_no_time_left(tmp_path, state):
+    panel = LivePlot(tmp_path, "run")
+    panel.update([], {"state": state, "started": 100.0, "finished": 175.0})
+    assert panel.status() == f"run: {state} after 1 min 15 s, no step"
+    panel.update([record(step) for step in (1, 2, 3)], None)
+    assert panel.status().endswith(f", {state} after 1 min 15 s")
+    panel.update([], {"state": "running", "started": 100.0})
+    assert panel.status().endswith(" left")
+
+
 def test_nothing_from_a_log_becomes_html(tmp_path):
     (tmp_path / "rank.log").write_text("one\n<script>alert(1)</script> & more\n" + "x" * 900 + "\n")
     panel = LivePlot(tmp_path, "<b>title</b>", log=tmp_path / "rank.log")
