@@ -46,6 +46,7 @@ def train(
     hang_factor: Optional[float] = typer.Option(None, "--hang_factor", help="Usual step times without a step."),
     end_on_hang: bool = typer.Option(False, "--end_on_hang", help="A hang fails the run instead of being reported."),
     max_restarts: int = typer.Option(0, "--max-restarts", help="Restarts from the last checkpoint after a failure."),
+    tensorboard: bool = typer.Option(False, "--tensorboard", help="Also write TensorBoard event files."),
     dry_run: bool = typer.Option(False, "--dry-run", help="Print each rank's command and environment; start nothing."),
     as_json: bool = typer.Option(False, "--json", help="Print one JSON document on stdout."),
 ) -> None:
@@ -78,6 +79,8 @@ def train(
     }
     optional = {"ready_timeout": ready_timeout, "hang_factor": hang_factor}
     job.update({name: value for name, value in optional.items() if value is not None})
+    if tensorboard and detach:
+        raise Refused("--tensorboard is written by who watches; with --detach, nobody does: leave out one of them.")
     if dry_run:
         typer.echo(work.training_plan(prof, chosen, **job).describe())
         return
@@ -88,7 +91,7 @@ def train(
         else:
             typer.echo(run.farewell())
         return
-    found = work.finetune(prof, chosen, **job)
+    found = work.finetune(prof, chosen, **job, tensorboard=tensorboard)
     frame = found.pop("metrics")
     found["last_loss"] = float(frame["loss"].iloc[-1]) if len(frame) else None
     if as_json:

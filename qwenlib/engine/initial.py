@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Iterable, Union
+from typing import Iterable, Tuple, Union
 
 from qwenlib.errors import Refused
 from qwenlib.profile import Profile, Task
@@ -17,10 +17,15 @@ class Initial:
 
     path: Path
     """Absolute: MindFormers links it."""
-    bytes: int
-    """Of a whole checkpoint, or of the slices of this host."""
+    files: Tuple[Path, ...]
+    """The whole checkpoint, or the slices of this host."""
     in_slices: bool
     """Each rank loads its own file; auto_trans_ckpt has nothing left to do."""
+
+    @property
+    def bytes(self) -> int:
+        """Of all ``files``."""
+        return sum(file.stat().st_size for file in self.files)
 
 
 def find(profile: Profile, task: Task, load_checkpoint: Union[str, Path], ranks: Iterable[int]) -> Initial:
@@ -39,9 +44,9 @@ def find(profile: Profile, task: Task, load_checkpoint: Union[str, Path], ranks:
         if problems:
             raise Refused(f"{path} holds slices that this training cannot start from: {'; '.join(problems)}.")
         files = fit.rank_files(path)
-        return Initial(path, sum(files[rank][0].stat().st_size for rank in needed), True)
+        return Initial(path, tuple(files[rank][0] for rank in needed), True)
     fit.refuse_cut(path)
     file = place.locate(load_checkpoint).absolute()
     # Data-parallel ranks each load the whole file; only a folder can be sliced.
     whole = path if plan.model_parallel * plan.pipeline_stage > 1 else file
-    return Initial(whole, file.stat().st_size, False)
+    return Initial(whole, (file,), False)

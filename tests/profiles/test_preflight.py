@@ -10,7 +10,7 @@ from typing import Any, Dict, List, Optional
 import pytest
 from typer.testing import CliRunner
 
-from qwenlib import preflight, weights
+from qwenlib import launch, preflight, weights
 from qwenlib import profile as profiles
 from qwenlib.cli.main import app
 from qwenlib.doctor.report import FAIL, OK, SKIP, WARN
@@ -192,6 +192,14 @@ def test_host_memory_counts_whole_loads_and_slices(tmp_path: Path) -> None:
     given: Dict[str, Any] = {"load_checkpoint": folder, "available_memory": 100 * 2**30}
     assert states("lora_7b_910a", "lora", plain, **given)["host memory"] == FAIL  # 8 x 14.4 GiB
     assert states("lora_7b_910a", "lora", [], **given)["host memory"] == OK
+
+
+def test_what_the_training_that_goes_on_takes_is_no_problem_of_its_own(tmp_path: Path) -> None:
+    plain = ["lora.parallel.model_parallel=1", "lora.parallel.data_parallel=8"]
+    given: Dict[str, Any] = {"load_checkpoint": model_dir(tmp_path), "available_memory": 2**30, "run_dir": tmp_path}
+    with launch.start(launch.Plan(["sleep", "60"], run_dir=tmp_path, grace=1.0)):
+        assert states("lora_7b_910a", "lora", plain, **given)["host memory"] == SKIP
+    assert states("lora_7b_910a", "lora", plain, **given)["host memory"] == FAIL
 
 
 def test_checkpoint_layouts(tmp_path: Path) -> None:
