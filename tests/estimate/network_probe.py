@@ -44,6 +44,16 @@ def cuts(network: Any) -> Dict[str, List[int]]:
     return found
 
 
+def optimizer_bytes(network: Any) -> int:
+    """Bytes of the states that MindFormers' optimizer makes for what learns."""
+    from mindformers.core.optim import FP32StateAdamWeightDecay
+
+    made = FP32StateAdamWeightDecay(params=network.trainable_params(), learning_rate=1e-3)
+    states = [*made.moments1, *made.moments2]
+    assert {parameter.name for parameter in made.get_parameters()} >= {state.name for state in states}
+    return sum(int(state.itemsize) * int(state.size) for state in states)
+
+
 def plain(name: str) -> str:
     """A parameter's name without what wraps the network."""
     return name.replace("pet_model.", "").replace("lora_model.", "")
@@ -62,6 +72,7 @@ def describe(case: Dict[str, Any]) -> Dict[str, Any]:
             for parameter in network.get_parameters()
         },
         "cuts": cuts(network),
+        "optimizer_bytes": optimizer_bytes(network),
     }
     if case["parallel"]["pipeline_stage"] > 1 and not case["pet_config"]:
         parts = {"lm_head": network.lm_head, "norm_out": network.model.norm_out, "emb": network.model.tok_embeddings}

@@ -86,6 +86,7 @@ def test_slices_are_mindformers_own(plan: Parallel, tuned: str, networks: Dict[T
     assert {name for name, item in ours.items() if item.trainable} == learned
     assert {name: list(ours[name].split) for name in found["cuts"]} == found["cuts"]
     assert len(found["cuts"]) == 7 * SMALL.num_layers * (1 if tuned == "all" else 3) + 1
+    assert sum(8 * item.size for item in ours.values() if item.trainable) == found["optimizer_bytes"]
     assert [name for name, item in ours.items() if item.shard > 1 and not theirs[name]["may_be_sharded"]] == []
 
 
@@ -101,6 +102,25 @@ def test_stages_are_mindformers_own(plan: Parallel, networks: Dict[Tuple[Paralle
         "norm_out": ours["model.norm_out.weight"],
         "emb": ours["model.tok_embeddings.embedding_weight"],
     } == found["stages"]
+
+
+@pytest.mark.parametrize("plan", PLANS)
+@pytest.mark.parametrize("tuned", sorted(TUNED))
+def test_a_card_holds_what_the_slicer_writes_for_it(plan: Parallel, tuned: str) -> None:
+    """Two rooms know the cuts: what is reckoned with is what `qwenlib weights slice` writes, rank by rank."""
+    from qwenlib.weights.layout import Planned
+    from qwenlib.weights.slice_plan import make_plan
+
+    ours = slices(SMALL, plan, TUNED[tuned])
+    written = make_plan([Planned(item.name, "float16", item.shape) for item in ours], plan)
+    for rank in range(plan.ranks):
+        for item in ours:
+            window = written.window(item.name, item.shape, rank)
+            here = rank // (plan.data_parallel * plan.model_parallel) == item.stage
+            assert (window is not None) == here, item.name
+            if window is not None:
+                area = (window.bottom - window.top) * (window.right - window.left)
+                assert area == item.kept, (item.name, window)
 
 
 def test_slices_of_the_seven_b_are_those_of_the_facts() -> None:

@@ -225,6 +225,22 @@ def test_two_servers_are_told_to_share_the_folder(tmp_path: Path) -> None:
     assert found["shared folder"] == WARN
 
 
+def test_files_that_are_not_there_are_each_told_once(tmp_path: Path) -> None:
+    nowhere = {"load_checkpoint": tmp_path / "model_dir", "train_dataset": tmp_path / "t.mindrecord"}
+    inputs = preflight.Inputs(environ={}, has_module=lambda module: True, available_memory=2**40, **nowhere)
+    report = preflight.check(profiles.load("lora_7b_910a"), "lora", inputs)
+    assert sorted((item.name, item.reason.split(".")[0]) for item in report.findings if item.state in (FAIL, WARN)) == [
+        ("checkpoint", f"there is no checkpoint {tmp_path / 'model_dir'}"),
+        ("data", f"there is no {tmp_path / 't'}"),
+    ]
+
+
+def test_rows_of_a_step_are_told() -> None:
+    report = preflight.check(profiles.load("finetune_7b_910a"), "finetune", preflight.Inputs(environ={}))
+    (told,) = [item.reason for item in report.findings if item.name == "batch"]
+    assert told.startswith("batch_size 2 x data_parallel 2 x micro_batch_num 16 = 64 rows a step")
+
+
 def test_broken_rank_table_does_not_hide_the_rest(tmp_path: Path) -> None:
     (tmp_path / "hccl.json").write_text("{", encoding="utf-8")
     found = states("lora_7b_910a", "lora", ["data.seq_length=65536"], rank_table=tmp_path / "hccl.json")
