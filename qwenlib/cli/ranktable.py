@@ -43,7 +43,7 @@ def show(
     from qwenlib.ascend.devices import device_nodes
     from qwenlib.files import sha256
     from qwenlib.ranktable import load, rank_environments, who_am_i
-    from qwenlib.ranktable.show import text
+    from qwenlib.ranktable.show import shared, text
 
     path, reason = _find(table, root, wait_seconds)
     value = load(path)
@@ -73,12 +73,11 @@ def show(
     typer.echo(f"{path} ({reason}), format {value.source_format}, sha256 {sha256(path)}")
     typer.echo(text(value))
     typer.echo(f"this host: {who or 'none of the servers'} ({me.reason})" + (f"; {me.warning}" if me.warning else ""))
-    same = {key for item in environments[:1] for key in item if len({other[key] for other in environments}) == 1}
-    if len(environments) > 1:
-        shared = " ".join(f"{key}={value}" for key, value in environments[0].items() if key in same)
-        typer.echo(f"every rank here: {shared}")
+    same = shared(environments)
+    if same:
+        typer.echo("every rank here: " + " ".join(f"{key}={value}" for key, value in same.items()))
     for item in environments:
-        typer.echo(" ".join(f"{key}={item[key]}" for key in item if key not in same or len(environments) == 1))
+        typer.echo(" ".join(f"{key}={item[key]}" for key in item if key not in same))
     if trouble:
         typer.echo(f"no environment: {trouble}")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import textwrap
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Dict, List, Mapping, Optional, Tuple, Union
@@ -43,17 +44,20 @@ class Layout:
         """Global number of this host's first rank."""
         return int(self.environments[0].get("RANK_ID", "0")) if self.environments else 0
 
-    def text(self) -> str:
-        """The layout in sentences."""
+    def text(self, width: int = 0) -> str:
+        """The layout in sentences, folded at ``width`` columns (0: not at all)."""
         lines = [self.reason]
         if self.report is not None:
             lines += [item.text() for item in self.report.problems]
             lines.append(f"sha256 {self.report.sha256} (must be the same on every node)")
         if self.me is not None:
             who = self.me.server.server_id if self.me.server else "none of the servers"
-            lines.append(f"this host is {who}: {self.me.reason}" + (f" ({self.me.warning})" if self.me.warning else ""))
+            lines.append(f"this host is {who}: {self.me.reason}")  # its warning is a problem of the report
         if self.scrub:
             lines.append(f"taken away from the ranks' environment: {', '.join(self.scrub)}")
+        if width > 40:
+            fold = textwrap.TextWrapper(width, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False)
+            lines = [part for line in lines for part in fold.wrap(line)]
         return "\n".join(lines)
 
 

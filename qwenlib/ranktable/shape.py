@@ -127,7 +127,15 @@ def _cards(servers: Sequence[ServerDraft], problems: List[Problem]) -> None:
                 ids.append(card.device_id)
         if len(server.cards) in (2, 4) and len(ids) == len(server.cards) and not same_group(ids):
             message = f"cards {', '.join(map(str, sorted(ids)))} lie in both groups; take them from 0-3 or from 4-7"
+            message += f" ({', '.join(f'{card.path}.device_id' for card in _odd_ones(server.cards))})"
             problems.append(Problem(FAIL, _list_path(server), 28, message))
+
+
+def _odd_ones(cards: Sequence[CardDraft]) -> List[CardDraft]:
+    """The cards of the group that has fewer of them; all when both have as many."""
+    halves = [[card for card in cards if (card.device_id or 0) // 4 == group] for group in (0, 1)]
+    low, high = sorted(halves, key=len)
+    return low if len(low) < len(high) else list(cards)
 
 
 def same_group(ids: Sequence[int]) -> bool:

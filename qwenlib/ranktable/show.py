@@ -47,11 +47,24 @@ def frame(table: RankTable) -> Any:
     return pandas.DataFrame(rows(table)).set_index("rank_id")
 
 
+def shared(environments: Sequence[Mapping[str, str]]) -> Dict[str, str]:
+    """The variables that have one value for all of several ranks ({} for a single rank)."""
+    if len(environments) < 2:
+        return {}
+    return {
+        name: value for name, value in environments[0].items() if all(item.get(name) == value for item in environments)
+    }
+
+
 def environment_frame(environments: Sequence[Mapping[str, str]]) -> Any:
-    """Per-rank environments as a pandas table, one row a rank of this host."""
+    """What differs between the ranks of this host as a pandas table, one row a rank; the rest: :func:`shared`."""
     import pandas
 
-    return pandas.DataFrame([dict(item) for item in environments])
+    same = shared(environments)
+    return pandas.DataFrame(
+        [{name: value for name, value in item.items() if name not in same} for item in environments],
+        index=pandas.RangeIndex(len(environments), name="local rank"),
+    )
 
 
 def figure(table: RankTable, me: Optional[Me] = None) -> Any:

@@ -192,6 +192,13 @@ def test_illegal_sets_of_cards(cards, rule, make_table, write):
     assert rule in {item.rule for item in check(write(make_table(1, cards)), here=False).fails}
 
 
+def test_the_card_of_the_wrong_group_is_named(make_table, write):
+    [fail] = check(write(make_table(1, (0, 1, 2, 4))), here=False).fails
+    assert fail.path == "server_list[0].device" and "(server_list[0].device[3].device_id)" in fail.message
+    [fail] = check(write(make_table(1, (3, 4))), here=False).fails
+    assert "(server_list[0].device[0].device_id, server_list[0].device[1].device_id)" in fail.message
+
+
 def test_interleaving_ranks_are_refused(make_table, write):
     document = make_table(2)
     one, two = document["server_list"][0]["device"][7], document["server_list"][1]["device"][0]

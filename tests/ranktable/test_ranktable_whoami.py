@@ -8,7 +8,7 @@ from qwenlib import profile as profiles
 from qwenlib.errors import Refused, WorkFailed
 from qwenlib.ranktable import RankTable, load, parse, rank_environments, who_am_i, write_table
 from qwenlib.ranktable.layout import resolve_layout
-from qwenlib.ranktable.show import environment_frame, figure, frame, text
+from qwenlib.ranktable.show import environment_frame, figure, frame, shared, text
 
 V0 = "v0_two_nodes_out_of_order"
 
@@ -205,6 +205,10 @@ def test_the_table_and_the_figure_show_every_rank(make_table, tmp_path):
         assert wanted in drawing.axes[0].get_title()
     words = [item.get_text() for item in figure(hidden, who_am_i(hidden, {"VC_TASK_INDEX": "18"}, [])).axes[0].texts]
     assert "10.0.0.19\n(this host)" in words and "rank 151" in words and "10.0.0.16" not in words
-    assert len(environment_frame(rank_environments(table, me, "t"))) == 8
+    environments = rank_environments(table, me, "t")
+    told = environment_frame(environments)
+    assert len(told) == 8 and list(told.columns) == ["RANK_ID", "DEVICE_ID", "ASCEND_DEVICE_ID"]
+    assert shared(environments)["RANK_TABLE_FILE"] == "t" and shared([{"DEVICE_ID": "0"}]) == {}
+    assert list(environment_frame([{"DEVICE_ID": "0"}]).columns) == ["DEVICE_ID"]
     assert text(table).count("\n") == 16
     assert write_table(table, tmp_path / "t.json").is_file()
