@@ -261,6 +261,8 @@ class ChatPanel:
         label = self.label
         first = found["first_token_seconds"]
         parts = [label["figures"].format(**{**found, "speed": _speed(found), "first": first or 0.0})]
+        if not found["answer_tokens"]:
+            parts = [label["nothing_said"]]
         if "seed" in settings:
             parts.append(label["seed_was"].format(seed=settings["seed"]))
         if found["finish"] in ("length", "asked"):

@@ -257,7 +257,8 @@ def test_what_was_cut_left_out_or_ended_early_is_said(panel_of: Any) -> None:
     assert EN["finish_length"] in panel.live.value
     found = {**panel.talk.turns[-1].answers["base"].figures, "dropped_turns": 3, "cut_tokens": 4}
     note = panel._note(found, {})
-    assert "the 3 oldest exchanges no longer fit" in note and "the first 4 tokens of the prompt did not fit" in note
+    assert "left out, as they no longer fit: 3" in note and "cut off at the beginning of the prompt: 4" in note
+    assert panel._note({**found, "answer_tokens": 0, "finish": "stop"}, {}).startswith(EN["nothing_said"] + " · ")
     panel.keep[0].click()
     assert "teach the model to break off" in panel.status.value and not panel.records.exists()
 
