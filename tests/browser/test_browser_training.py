@@ -98,6 +98,7 @@ def test_a_training_is_watched_over_a_restart_and_stopped_by_its_button(
         notebook.shot("training_stopped", ".jp-Cell")
         status = attach(run_dir).poll()
         assert (status["state"], status["id"], status["left"]) == ("stopped", launched, [])
+        assert [entry["signal"] for entry in status["ranks"]] == ["SIGTERM"]
         assert notebook.complaints == []
     finally:
         if run_dir.exists():
