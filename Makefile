@@ -86,7 +86,7 @@ lock: ## Write requirements/*.txt anew from pyproject.toml
 			--annotation-style line --output-file $$out $$@ $(ARGS); \
 	}; \
 	for version in 3.11 3.10 3.9; do \
-		lock cpu $$version --extra cpu --extra torch --extra data --extra notebook --extra dev; \
+		lock cpu $$version --extra cpu --extra torch --extra data --extra notebook --extra browser --extra dev; \
 	done; \
 	lock min 3.9 --extra data --extra dev
 

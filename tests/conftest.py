@@ -1,13 +1,18 @@
-"""Tiers: tests marked `stack` need MindSpore and MindFormers; those marked `notebook` need papermill and a kernel."""
+"""Tiers: tests marked `stack` need MindSpore and MindFormers; `notebook` papermill and a kernel, `browser` Chromium."""
 
 from __future__ import annotations
 
 import importlib.util
-from typing import List
+import sys
+from typing import Iterator, List
 
 import pytest
 
-NEEDS = {"stack": ("mindspore", "mindformers"), "notebook": ("papermill", "ipykernel", "nbconvert")}
+NEEDS = {
+    "stack": ("mindspore", "mindformers"),
+    "notebook": ("papermill", "ipykernel", "nbconvert"),
+    "browser": ("playwright", "jupyterlab", "ipywidgets"),
+}
 
 
 def pytest_collection_modifyitems(items: List[pytest.Item]) -> None:
@@ -17,3 +22,18 @@ def pytest_collection_modifyitems(items: List[pytest.Item]) -> None:
             missing = [name for name in modules if importlib.util.find_spec(name) is None]
             if missing and item.get_closest_marker(marker):
                 item.add_marker(pytest.mark.skip(reason=f"{marker} tier: {', '.join(missing)} not installed"))
+
+
+_TOLD: List[str] = []
+
+
+@pytest.fixture(autouse=True)
+def mindformers_stays_outside(request: pytest.FixtureRequest) -> Iterator[None]:
+    """MindFormers runs in child processes only: on a CPU it must be patched before it is imported, once a process.
+
+    ``importlib.util.find_spec`` asks whether it is installed; ``pytest.importorskip`` would import it.
+    """
+    yield
+    if "mindformers" in sys.modules and not _TOLD:
+        _TOLD.append(request.node.nodeid)
+        pytest.fail(f"{request.node.nodeid}, or a fixture of it, imported MindFormers into pytest's own process")

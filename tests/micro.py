@@ -84,14 +84,17 @@ class Micro:
         )
 
     @cache  # noqa: B019 (one instance)
-    def speaker(self) -> Path:
-        """A model_dir whose network only knows which token follows which: what it says is known beforehand."""
+    def speaker(self, sentence: str = SENTENCE, ends: bool = True) -> Path:
+        """A model_dir whose network only knows which token follows which: what it says is known beforehand.
+
+        It answers ``sentence``, in which no token may come twice; not ``ends``: over and over.
+        """
         import torch
         from transformers import Qwen2ForCausalLM
 
         from qwenlib import weights
 
-        succession = self.succession()
+        succession = self.succession(sentence, ends)
         place = {
             token: number for number, token in enumerate(dict.fromkeys(token for pair in succession for token in pair))
         }
@@ -103,11 +106,12 @@ class Micro:
                 network.model.embed_tokens.weight[token, number] = 1.0
             for token, following in succession:
                 network.lm_head.weight[following, place[token]] = 1.0
-        network.save_pretrained(str(self.folder / "speaker_hf"), safe_serialization=True)
-        weights.convert(self.folder / "speaker_hf", self.folder / "speaker", dtype="float32")
-        return self.folder / "speaker"
+        folder = self.folder / f"speaker_{sentence.encode().hex()}_{ends}"
+        network.save_pretrained(str(folder / "hf"), safe_serialization=True)
+        weights.convert(folder / "hf", folder / "model_dir", dtype="float32")
+        return folder / "model_dir"
 
-    def succession(self) -> List[Tuple[int, int]]:
+    def succession(self, sentence: str = SENTENCE, ends: bool = True) -> List[Tuple[int, int]]:
         """``(token, the token that follows)`` of the speaker."""
         from qwenlib.data.tokenizer import load_tokenizer
 
@@ -116,11 +120,13 @@ class Micro:
         def ids(text: str) -> List[int]:
             return list(tokenizer.encode(text, add_special_tokens=False).ids)
 
-        said = [*ids("\n"), *ids(SENTENCE), tokenizer.token_to_id("<|im_end|>")]
+        said = [*ids("\n"), *ids(sentence), tokenizer.token_to_id("<|im_end|>")]
         (x, y), (q,) = ids(LOOP), ids(GARBAGE)
         broken = ids("好")[0]  # the first byte of three
         assert len({*said, x, y, q, broken}) == len(said) + 4, "every token must have one successor"
-        assert len(said) == 12, "every byte of the sentence is a token"
+        assert len(said) == 12 or sentence != SENTENCE, "every byte of the sentence is a token"
+        if not ends:
+            said[-1] = said[1]
         return [*zip(said, said[1:]), (x, y), (y, x), (q, broken), (broken, broken)]
 
     def run(self, run_dir: Path, base: Path, **checkpoints: Path) -> Path:

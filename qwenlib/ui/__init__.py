@@ -1,6 +1,7 @@
 """Widgets; each is built from plain functions that work headless, too."""
 
-from qwenlib.ui.prompts import answers_html, prompt_panel, show_answers
+from qwenlib.ui.answers import answers_html, show_answers
+from qwenlib.ui.chat import chat_panel, chat_table
 from qwenlib.ui.rows import row_html, row_viewer
 
-__all__ = ["answers_html", "prompt_panel", "row_html", "row_viewer", "show_answers"]
+__all__ = ["answers_html", "chat_panel", "chat_table", "row_html", "row_viewer", "show_answers"]
