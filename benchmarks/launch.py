@@ -5,24 +5,30 @@
 Both start the very same commands in the very same environments; the bare ranks write to files and nobody looks. The
 two take turns. From the ranks' own log: seconds from the start to the first step, and steps per second after it (the
 first fifth of the steps is left out). From the system: the CPU seconds of all processes together, which say what the
-launcher takes even on a machine that others use, too. Prints the ratios with their spread; exit code 1 when the
-median of the steps per second falls by more than 2 % and by more than the bare runs differ among themselves.
+launcher takes even on a machine that others use, too; and the share of a core that supervisor and monitor take
+between the first step and the last, which is all that the ranks can miss. Prints the ratios with their spread; exit
+code 1 when the median of the steps per second falls by more than 2 % and by more than the bare runs differ among
+themselves.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import re
 import resource
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from datetime import datetime
 from pathlib import Path
 from statistics import median
 from typing import Any, Dict, List, Tuple
+
+import psutil
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 os.environ.setdefault("QWENLIB_HEADLESS", "1")
@@ -32,6 +38,8 @@ from qwenlib.engine import work
 from qwenlib.errors import Refused
 from qwenlib.files import read_json
 from qwenlib.launch import plan as plans
+from qwenlib.launch import read_status
+from qwenlib.launch.heartbeat import read_beat
 
 STEP = re.compile(r"^(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3}) - .*step:\[\s*(\d+)/")
 ALLOWED = 0.02
@@ -79,6 +87,32 @@ def measure(log: Path, begun: float) -> Tuple[float, float]:
     return times[0] - begun, (len(times) - 1 - skip) / (times[-1] - times[skip])
 
 
+class Share(threading.Thread):
+    """Per cent of a core that this process and the supervisor of ``folder`` take while the ranks make steps."""
+
+    def __init__(self, folder: Path):
+        super().__init__(daemon=True)
+        self.folder, self.over = folder, threading.Event()
+        self.looks: List[Tuple[float, float]] = []
+
+    def run(self) -> None:
+        """Look once a second."""
+        while not self.over.wait(1.0):
+            status, beat = read_status(self.folder), read_beat(self.folder / "rank_0")
+            if status is None or not beat.get("step") or beat["step"] == beat.get("total"):
+                continue
+            with contextlib.suppress(psutil.Error):
+                ours = [psutil.Process(pid).cpu_times() for pid in (os.getpid(), status["supervisor"]["pid"])]
+                self.looks.append((time.monotonic(), sum(each.user + each.system for each in ours)))
+
+    def end(self) -> float:
+        """Stop looking; the share."""
+        self.over.set()
+        self.join()
+        (begun, before), (ended, after) = self.looks[0], self.looks[-1]
+        return 100 * (after - before) / (ended - begun)
+
+
 def cpu_seconds() -> float:
     """Of this process and of all that it has waited for."""
     return sum(
@@ -109,6 +143,7 @@ def main() -> None:
     firsts: Dict[str, List[float]] = {"bare": [], "ours": []}
     speeds: Dict[str, List[float]] = {"bare": [], "ours": []}
     cpu: Dict[str, List[float]] = {"bare": [], "ours": []}
+    shares: List[float] = []
     with tempfile.TemporaryDirectory(prefix="qwenlib-bench-") as scratch:
         for number in range(options.repeat):
             order = ("bare", "ours") if number % 2 == 0 else ("ours", "bare")
@@ -118,7 +153,10 @@ def main() -> None:
                 if name == "bare":
                     bare(profile, files, folder)
                 else:
+                    share = Share(folder)
+                    share.start()
                     work.finetune(profile, "finetune", run_dir=folder, **files)
+                    shares.append(share.end())
                 cpu[name].append(cpu_seconds() - used)
                 first, speed = measure(folder / "rank_0" / "rank.log", begun)
                 firsts[name].append(first)
@@ -128,6 +166,8 @@ def main() -> None:
     print(row("start to first step, s", firsts["ours"], firsts["bare"]))
     print(row("steps/s", speeds["ours"], speeds["bare"]))
     print(row("CPU of all processes, s", cpu["ours"], cpu["bare"]))
+    spread = f"{min(shares):.2f} to {max(shares):.2f}"
+    print(f"supervisor and monitor while training: {median(shares):.2f} % of a core ({spread})")
     noise = max(speeds["bare"]) / min(speeds["bare"]) - 1
     loss = 1 - median(a / b for a, b in zip(speeds["ours"], speeds["bare"]))
     print(f"overhead in steps/s {loss:+.1%} (allowed {ALLOWED:.0%}; the bare runs differ by {noise:.1%})")

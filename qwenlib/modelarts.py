@@ -33,10 +33,18 @@ LEASE_HOURS = 1.0
 """A notebook instance stops by default so many hours after its start, whatever it is doing."""
 
 _SECRET = re.compile(
-    r"(SECRET|TOKEN|PASSW|CREDENTIAL|ACCESS_KEY|PRIVATE|SIGNATURE|API_?KEY|(^|_)(AK|SK|PWD)($|_))", re.I
+    r"(SECRET|TOKEN|PASSW|CREDENTIAL|ACCESS_?KEY|PRIVATE|SIGNATURE|API_?KEY|COOKIE|AUTHORI[SZ]ATION"
+    r"|(^|_)(AK|SK|PWD|AUTH|SESSION|SESSION_?ID)($|_))",
+    re.I,
 )
 _SHOWN = re.compile(r"^(MA_|VC_|BATCH_|DLS_|RANK_|HCCL_|ASCEND_|DEVICE_ID$|JOB_ID$|S3_|OBS_|WORKSPACE$|MS_|GLOG_)")
-_URL_SECRET = re.compile(r"//[^/@\s]+@")
+_URL_SECRET = re.compile(r"//[^/\s\"']+@")
+_INNER_SECRET = re.compile(
+    r"""((?:secret|token|passw|credential|access_?key|signature|security|api_?key|\b(?:ak|sk|pwd)\b)[\w-]*["']?\s*[:=]\s*["']?)"""
+    r"""[^&\s"',;}]+""",
+    re.I,
+)
+"""A secret inside a value: in the query of an address, or in the JSON of MA_INPUTS."""
 
 
 @dataclass(frozen=True)
@@ -87,10 +95,8 @@ def mindformers_mode(environ: Mapping[str, str] = os.environ) -> MindFormersMode
         True,
         found,
         f"ON because of {', '.join(found)}: MindFormers writes to /cache/ma-user-work and ignores output_dir, "
-        "only the last "
-        "local rank prints, and auto_trans_ckpt needs --remote_save_url obs://…; take the variable away from the "
-        "ranks' "
-        "environment (unset it) to turn the mode off",
+        "only the last local rank prints, and auto_trans_ckpt needs --remote_save_url obs://…; take the variable away "
+        "from the ranks' environment (unset it) to turn the mode off",
     )
 
 
@@ -129,8 +135,12 @@ def lease_warning(
     root: Union[str, Path] = "/",
     run_seconds: Optional[float] = None,
     lease_hours: float = LEASE_HOURS,
+    how: str = "",
 ) -> str:
-    """A warning when a notebook's lease may end before the run does ("" elsewhere). ``run_seconds`` None: unknown."""
+    """A warning when a notebook's lease may end before the run does ("" elsewhere).
+
+    ``run_seconds`` None: unknown; ``how`` says what they were estimated from.
+    """
     if where_am_i(environ, root).kind != "notebook":
         return ""
     if run_seconds is None:
@@ -138,11 +148,10 @@ def lease_warning(
     elif run_seconds <= 0.8 * lease_hours * 3600:
         return ""
     else:
-        run = f"this run is estimated at {run_seconds / 3600:.1f} h"
+        run = f"this run is estimated at {run_seconds / 3600:.1f} h{f' ({how})' if how else ''}"
     return (
         f"a ModelArts notebook stops by itself, by default {lease_hours:g} h after its start, even while it is "
-        "training; "
-        f"{run}. Renew the lease (the clock in the top bar) or run long work as a training job."
+        f"training; {run}. Renew the lease (the clock in the top bar) or run long work as a training job."
     )
 
 
@@ -161,10 +170,9 @@ def boot_guard(environ: Mapping[str, str] = os.environ, root: Union[str, Path] =
     if rank is not None and size != "1":
         raise Refused(
             f"this training job starts one process per card, and this is process RANK_ID={rank} of "
-            f"{size or 'several'}: the "
-            "workbook starts the ranks itself and must be started once a node. Use a custom-image start command "
-            "instead "
-            "of a boot file, for instance: /home/ma-user/anaconda3/envs/MindSpore/bin/python -m qwenlib workbook run …"
+            f"{size or 'several'}: the workbook starts the ranks itself and must be started once a node. Use a "
+            "custom-image start command instead of a boot file, for instance: "
+            "/home/ma-user/anaconda3/envs/MindSpore/bin/python -m qwenlib workbook run …"
         )
     return "a training job with a start command: the workbook is started once on this node"
 
@@ -175,13 +183,14 @@ def is_secret(name: str) -> bool:
 
 
 def public_environment(environ: Mapping[str, str] = os.environ) -> Dict[str, str]:
-    """The platform's variables, for people: values of secrets are replaced, passwords in addresses too."""
+    """The platform's variables, for people: values of secrets are replaced, those inside of other values, too."""
     shown = {}
     for name in sorted(environ):
         if is_secret(name):
             shown[name] = "(set, hidden)"
         elif _SHOWN.match(name):
-            shown[name] = _URL_SECRET.sub("//(hidden)@", environ[name])[:300]
+            value = _URL_SECRET.sub("//(hidden)@", environ[name])
+            shown[name] = _INNER_SECRET.sub(r"\1(hidden)", value)[:300]
     return shown
 
 

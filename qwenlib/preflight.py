@@ -97,11 +97,28 @@ def check(profile: Profile, task_name: str, inputs: Optional[Inputs] = None) -> 
         try:
             found += one(profile, task, given)
         except QwenlibError as error:
-            found.append(Finding(one.__name__.strip("_").replace("_", " "), FAIL, str(error)))
+            if str(error) not in {item.reason for item in found}:  # two checks may look for the same file
+                found.append(Finding(one.__name__.strip("_").replace("_", " "), FAIL, str(error)))
         except ZeroDivisionError:  # a size of 0 has been told above
             continue
+    if _goes_on(given):
+        busy = "a training goes on in the run directory: what it takes is no problem of its own"
+        found = [Finding(i.name, SKIP, busy) if i.name in _TAKEN and i.state == FAIL else i for i in found]
     numbered = (Finding(item.name, item.state, item.reason, number) for number, item in enumerate(found, 1))
     return Report(profile.name, task_name, tuple(numbered))
+
+
+_TAKEN = ("host memory", "disk")
+"""What a training that goes on uses up."""
+
+
+def _goes_on(given: Inputs) -> bool:
+    from qwenlib.launch import read_status, rundir
+
+    folder = Path(given.run_dir).absolute() if given.run_dir is not None else None
+    if folder is None or read_status(folder) is None:
+        return False
+    return bool(rundir.current(folder)["state"] not in rundir.FINAL)
 
 
 def _ranks(profile: Profile, task: Task, given: Inputs) -> Iterator[Finding]:
@@ -124,7 +141,7 @@ def _ranks(profile: Profile, task: Task, given: Inputs) -> Iterator[Finding]:
     state = OK if cards == plan.ranks else FAIL
     yield Finding("ranks", state, f"{product}; the rank table {given.rank_table} has {cards} card(s)")
     servers = len(report.table.servers)
-    if servers > 1 and plan.model_parallel * plan.pipeline_stage > 1:
+    if servers > 1 and _slices_at_start(task, given):
         yield Finding(
             "shared folder",
             WARN,
@@ -166,6 +183,11 @@ def _batch(profile: Profile, task: Task, _given: Inputs) -> Iterator[Finding]:
         )
     elif plan.micro_batch_num >= plan.pipeline_stage:  # fewer: profile.check
         yield Finding("micro-batches", OK, f"{plan.micro_batch_num} for {plan.pipeline_stage} stage(s)")
+    micro = f" x micro_batch_num {plan.micro_batch_num}" if plan.pipeline_stage > 1 else ""
+    text = (
+        f"batch_size {task.batch_size} x data_parallel {plan.data_parallel}{micro} = {_rows_per_step(task)} rows a step"
+    )
+    yield Finding("batch", OK, f"{text}, every card and micro-batch with {task.batch_size}")
     text = (
         f"micro_batch_num {plan.micro_batch_num} of the pipeline accumulates the gradients"
         if plan.pipeline_stage > 1
@@ -188,7 +210,9 @@ def _data(profile: Profile, task: Task, given: Inputs) -> Iterator[Finding]:
     if not re.search(r"mindrecord0*$", path.name):
         yield Finding("data", FAIL, f"{path}: MindFormers only reads files whose name ends in mindrecord")
     config = given.data_config
-    if config is None:
+    if config is None and not path.is_file():
+        config = {}  # counting its rows tells
+    elif config is None:
         try:
             config = read_meta(path)
         except QwenlibError as error:
@@ -198,7 +222,7 @@ def _data(profile: Profile, task: Task, given: Inputs) -> Iterator[Finding]:
         wanted = getattr(profile.data, key, None)
         if key in config and wanted is not None and config[key] != wanted:
             text = f"the data was built with {key} {config[key]!r}, the profile has {wanted!r}"
-            yield Finding(f"data {key}", FAIL, f"{text}: run 03_data again, or set data.{key}")
+            yield Finding(f"data {key}", FAIL, f"{text}: run 03_data again, or set data.{key}={config[key]}")
     ids = [*(config.get("special_ids") or {}).values(), config.get("pad_token_id") or 0]
     if max(ids) >= profile.model.vocab_size:
         text = f"token {max(ids)} of the data is outside vocab_size {profile.model.vocab_size}"
@@ -223,7 +247,20 @@ def _rows_per_step(task: Task) -> int:
     return rows_per_step(task)
 
 
+def _cut_before(task: Task, given: Inputs) -> bool:
+    """The checkpoint is a folder of ``qwenlib weights slice``: nothing is sliced when the training starts."""
+    from qwenlib.weights import fit
+
+    return given.load_checkpoint is not None and task.parallel.ranks > 1 and fit.is_sliced(given.load_checkpoint)
+
+
+def _slices_at_start(task: Task, given: Inputs) -> bool:
+    return task.parallel.model_parallel * task.parallel.pipeline_stage > 1 and not _cut_before(task, given)
+
+
 def _checkpoint(profile: Profile, task: Task, given: Inputs) -> Iterator[Finding]:
+    from qwenlib.weights import fit
+
     for key, value in (given.sizes or {}).items():
         if hasattr(profile.model, key) and getattr(profile.model, key) != value:
             text = f"model.{key} is {getattr(profile.model, key)}, that of the weights is {value}"
@@ -232,6 +269,10 @@ def _checkpoint(profile: Profile, task: Task, given: Inputs) -> Iterator[Finding
         yield Finding("checkpoint", SKIP, "no checkpoint is given yet (02_weights makes it)")
         return
     path, plan = Path(given.load_checkpoint), task.parallel
+    if _cut_before(task, given):
+        yield _slices(profile, task, path)
+        return
+    fit.refuse_cut(path)
     ranks = _rank_folders(path)
     crowded = [name for name, count in ranks.items() if count != 1]
     if crowded:
@@ -251,6 +292,20 @@ def _checkpoint(profile: Profile, task: Task, given: Inputs) -> Iterator[Finding
         yield Finding("checkpoint", FAIL, text)
     else:
         yield _whole(profile, path)
+
+
+def _slices(profile: Profile, task: Task, path: Path) -> Finding:
+    from qwenlib.weights import fit
+
+    problems = fit.misfits(path, profile.model, task.parallel, profile.device_target != "CPU")
+    files = fit.rank_files(path)
+    if problems or not files:
+        told = "; ".join(problems) or "it holds no rank_N"
+        return Finding("checkpoint", FAIL, f"{path} holds slices: {told}. Cut anew: qwenlib weights slice")
+    size = sum(held[0].stat().st_size for held in files.values())
+    text = f"{path}: slices of this plan for {len(files)} of {task.parallel.ranks} ranks, {size / GIB:.2f} GiB"
+    some = "; the other servers need theirs" if len(files) < task.parallel.ranks else ""
+    return Finding("checkpoint", OK, f"{text}; auto_trans_ckpt is off{some}")
 
 
 def _whole(profile: Profile, path: Path) -> Finding:
@@ -284,7 +339,7 @@ def _flash_attention(profile: Profile, _task: Task, given: Inputs) -> Iterator[F
 
 def _memory(profile: Profile, task: Task, given: Inputs) -> Iterator[Finding]:
     from qwenlib.estimate.memory import limit_bytes, per_card
-    from qwenlib.weights import place
+    from qwenlib.weights import fit, place
 
     if profile.device_target == "Ascend":
         peak, limit = max(stage.total for stage in per_card(profile, _name(profile, task))), limit_bytes(profile)
@@ -293,13 +348,20 @@ def _memory(profile: Profile, task: Task, given: Inputs) -> Iterator[Finding]:
     if given.load_checkpoint is None:
         return
     ranks = min(task.parallel.ranks, 8)
-    size = place.locate(given.load_checkpoint).stat().st_size
-    sliced = task.parallel.model_parallel * task.parallel.pipeline_stage > 1
+    sliced = _slices_at_start(task, given)
+    if _cut_before(task, given):
+        sizes = [path.stat().st_size for held in fit.rank_files(given.load_checkpoint).values() for path in held]
+        size = max(sizes, default=0)
+    else:
+        size = place.locate(given.load_checkpoint).stat().st_size
     # Sliced: rank 0 reads the whole file and writes every slice, then each loads its own.
     need = 2 * size if sliced else ranks * size
     free = given.available_memory if given.available_memory is not None else _available()
     how = "rank 0 slices it" if sliced else f"{ranks} rank(s) each load it whole"
-    text = f"the checkpoint of {size / GIB:.2f} GiB, {how}: {need / GIB:.1f} of {free / GIB:.1f} GiB that are free"
+    what = f"the checkpoint of {size / GIB:.2f} GiB, {how}"
+    if _cut_before(task, given):
+        what = f"slices of up to {size / GIB:.2f} GiB, one for each of {ranks} ranks"
+    text = f"{what}: {need / GIB:.1f} of {free / GIB:.1f} GiB that are free"
     yield Finding("host memory", OK if need <= free else FAIL, text)
 
 
@@ -335,7 +397,7 @@ def _disk(profile: Profile, task: Task, given: Inputs) -> Iterator[Finding]:
 
 def _platform(profile: Profile, task: Task, given: Inputs) -> Iterator[Finding]:
     mode = modelarts.mindformers_mode(given.environ)
-    slicing = task.parallel.model_parallel * task.parallel.pipeline_stage > 1
+    slicing = _slices_at_start(task, given)
     url = profile.remote_save_url
     if url and not re.match(r"(obs|s3)://[^/]+", url):
         yield Finding("remote_save_url", FAIL, f"must read obs://bucket/folder, found {url!r}")
@@ -350,10 +412,10 @@ def _platform(profile: Profile, task: Task, given: Inputs) -> Iterator[Finding]:
         yield Finding("ModelArts mode", WARN if mode.active else OK, mode.text)
 
 
-def _sink(profile: Profile, task: Task, _given: Inputs) -> Iterator[Finding]:
-    slicing = task.parallel.model_parallel * task.parallel.pipeline_stage > 1
-    if profile.device_target == "Ascend" and slicing and not task.sink_mode:
-        text = "sink_mode must be true: slicing the checkpoint compiles the network first, which only sink mode does"
+def _sink(profile: Profile, task: Task, given: Inputs) -> Iterator[Finding]:
+    slices = task.parallel.model_parallel * task.parallel.pipeline_stage > 1 or _cut_before(task, given)
+    if profile.device_target == "Ascend" and slices and not task.sink_mode:
+        text = "sink_mode must be true: loading slices compiles the network first, which only sink mode does"
         yield Finding("sink mode", FAIL, text)
     elif task.sink_mode and profile.device_target != "CPU":
         yield Finding(

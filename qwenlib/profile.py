@@ -9,10 +9,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import difflib
-import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Sequence, Tuple, Union, get_args, get_origin, get_type_hints
+from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple, Union, get_args, get_origin, get_type_hints
 
 from qwenlib.errors import Refused
 
@@ -203,82 +202,9 @@ def load(name: Union[str, Path], overrides: Sequence[str] = (), checked: bool = 
 
 def check(profile: Profile) -> List[str]:
     """Every way in which the values of a profile do not go together, as sentences (empty: none)."""
-    problems = _out_of_range(profile, "")
-    if problems:
-        return problems  # sizes of 0 cannot be divided
-    model = profile.model
-    if profile.device_target not in ("Ascend", "CPU"):
-        problems.append(f"device_target must be Ascend or CPU, found {profile.device_target!r}")
-    if profile.data.labels not in ("all", "assistant"):
-        problems.append(f"data.labels must be all or assistant, found {profile.data.labels!r}")
-    if profile.data.too_long not in ("truncate", "drop", "split"):
-        problems.append(f"data.too_long must be truncate, drop or split, found {profile.data.too_long!r}")
-    if profile.data.seq_length < 1:
-        problems.append(f"data.seq_length must be at least 1, found {profile.data.seq_length}")
-    if model.hidden_size % model.num_heads:
-        problems.append(f"model.hidden_size {model.hidden_size} is not a multiple of num_heads {model.num_heads}")
-    for key in ("param_init_type", "compute_dtype", "layernorm_compute_type", "softmax_compute_type", "rotary_dtype"):
-        if getattr(model, key) not in ("float16", "float32"):
-            problems.append(f"model.{key} must be float16 or float32, found {getattr(model, key)!r}")
-    if model.num_heads % (model.n_kv_heads or 1):
-        problems.append(f"model.num_heads {model.num_heads} is not a multiple of n_kv_heads {model.n_kv_heads}")
-    for name in profile.tasks():
-        task = profile.task(name)
-        plan = task.parallel
-        if (task.adapter is None) == (name == "lora"):
-            problems.append(
-                "lora.adapter is missing: without it every parameter would be trained"
-                if name == "lora"
-                else "finetune.adapter must be left out: finetune trains every parameter"
-            )
-        if task.learning_rate <= 0:
-            problems.append(f"{name}.learning_rate must be above 0, found {task.learning_rate}")
-        for size in ("num_heads", "intermediate_size", "hidden_size"):
-            if getattr(model, size) % plan.model_parallel:
-                problems.append(
-                    f"model.{size} {getattr(model, size)} is not a multiple of {name}.parallel.model_parallel"
-                )
-        if plan.micro_batch_num < plan.pipeline_stage:
-            problems.append(f"{name}.parallel.micro_batch_num must be at least pipeline_stage {plan.pipeline_stage}")
-        if profile.device_target == "CPU":
-            if task.sink_mode:
-                problems.append(f"{name}.sink_mode must be false on the CPU (MindSpore runs the wrong number of steps)")
-            if plan.model_parallel * plan.pipeline_stage != 1:
-                problems.append(f"{name}.parallel: a CPU knows data_parallel only (MindSpore: invalid backend: CPU)")
-    if profile.predict is not None:
-        for key in ("temperature", "top_p", "repetition_penalty"):
-            value, most = getattr(profile.predict, key), 1.0 if key == "top_p" else math.inf
-            if not 0 < value <= most:
-                range_ = "above 0 and at most 1" if key == "top_p" else "above 0"
-                problems.append(f"predict.{key} must be {range_}, found {value:g}")
-    if profile.predict is not None and profile.predict.model_parallel > 1:
-        shared = profile.predict.model_parallel
-        if profile.device_target == "CPU":
-            problems.append("predict.model_parallel must be 1 on the CPU (MindSpore: invalid backend: CPU)")
-        for size in ("num_heads", "n_kv_heads", "intermediate_size", "hidden_size", "vocab_size"):
-            if (getattr(model, size) or shared) % shared:
-                problems.append(f"model.{size} {getattr(model, size)} is not a multiple of predict.model_parallel")
-    if profile.device_target == "CPU" and model.use_flash_attention:
-        problems.append("model.use_flash_attention must be false on the CPU (there is no such kernel)")
-    return problems
+    from qwenlib import profile_rules
 
-
-_MAY_BE_ZERO = ("seed", "top_k", "hold_out")
-
-
-def _out_of_range(part: Any, where: str) -> List[str]:
-    """Numbers below what they count from, and floats that are no numbers, in a dataclass and all below it."""
-    problems: List[str] = []
-    for item in dataclasses.fields(part):
-        value, name = getattr(part, item.name), f"{where}{item.name}"
-        least = 0 if item.name in _MAY_BE_ZERO else 1
-        if dataclasses.is_dataclass(value):
-            problems += _out_of_range(value, f"{name}.")
-        elif isinstance(value, float) and not math.isfinite(value):
-            problems.append(f"{name} must be a finite number, found {value}")
-        elif isinstance(value, int) and not isinstance(value, bool) and value < least:
-            problems.append(f"{name} must be at least {least}, found {value}")
-    return problems
+    return profile_rules.problems(profile)
 
 
 def to_dict(profile: Profile) -> Dict[str, Any]:
@@ -316,7 +242,7 @@ def _override(tree: Dict[str, Any], text: str, problems: List[str]) -> None:
     import yaml
 
     key, equals, value = text.partition("=")
-    if not equals:
+    if not equals or not all(key.strip().split(".")):
         problems.append(f"an override must read key=value, found {text!r}")
         return
     *parents, last = key.strip().split(".")
@@ -339,8 +265,8 @@ def _build(kind: Any, values: Dict[str, Any], where: str, problems: List[str]) -
     taken: Dict[str, Any] = {}
     for key, value in values.items():
         if key not in hints:
-            near = difflib.get_close_matches(str(key), hints, 1)
-            problems.append(f"unknown key {where}{key}" + (f" (did you mean {where}{near[0]}?)" if near else ""))
+            near = " or ".join(_nearest(f"{where}{key}"))
+            problems.append(f"unknown key {where}{key}" + (f" (did you mean {near}?)" if near else ""))
             continue
         inner, optional = _unwrap(hints[key])
         if dataclasses.is_dataclass(inner) and isinstance(value, dict):
@@ -353,6 +279,28 @@ def _build(kind: Any, values: Dict[str, Any], where: str, problems: List[str]) -
             if len(problems) == before:
                 taken[key] = value
     return kind(**taken)
+
+
+def _nearest(key: str) -> List[str]:
+    """Keys that exist and may have been meant: the same last word elsewhere, else the most alike (at most two)."""
+    every = list(_keys(Profile))
+    last = key.lower().split(".")[-1]
+    same = [name for name in every if name.lower().split(".")[-1] == last]
+    alike = difflib.get_close_matches(key, every, 1) or [
+        name
+        for word in difflib.get_close_matches(last, {name.split(".")[-1] for name in every}, 1)
+        for name in every
+        if name.split(".")[-1] == word
+    ]
+    return (difflib.get_close_matches(key, same, 2, 0.0) or alike)[:2]
+
+
+def _keys(kind: Any, where: str = "") -> Iterator[str]:
+    for key, hint in get_type_hints(kind).items():
+        inner, _ = _unwrap(hint)
+        yield f"{where}{key}"
+        if dataclasses.is_dataclass(inner):
+            yield from _keys(inner, f"{where}{key}.")
 
 
 def _typed(kind: Any, optional: bool, value: Any, where: str, problems: List[str]) -> Any:

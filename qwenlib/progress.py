@@ -59,9 +59,9 @@ class Progress:
 
     def _line(self, note: str) -> None:
         self._last = time.monotonic()
-        share = f"/{self.total:.12g} ({100 * self.done / self.total:.0f} %)" if self.total else ""
+        share = f"/{_number(self.total)} ({100 * self.done / self.total:.0f} %)" if self.total else ""
         print(
-            f"{self.what}: {self.done:.12g}{share} {self.unit} {self._last - self._start:.0f} s {note}".rstrip(),
+            f"{self.what}: {_number(self.done)}{share} {self.unit} {self._last - self._start:.0f} s {note}".rstrip(),
             file=sys.stderr,
             flush=True,
         )
@@ -71,6 +71,11 @@ class Progress:
             self._bar.close()
         elif error[0] is None:
             self._line("")
+
+
+def _number(value: float) -> str:
+    """A count as it is, a measure with one place behind the point."""
+    return f"{value:.0f}" if value == int(value) else f"{value:.1f}"
 
 
 def track(items: Iterable[Any], what: str, total: Optional[int] = None, unit: str = "") -> Iterator[Any]:

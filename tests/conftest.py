@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
-from typing import List
+import sys
+from typing import Iterator, List
 
 import pytest
 
@@ -21,3 +22,18 @@ def pytest_collection_modifyitems(items: List[pytest.Item]) -> None:
             missing = [name for name in modules if importlib.util.find_spec(name) is None]
             if missing and item.get_closest_marker(marker):
                 item.add_marker(pytest.mark.skip(reason=f"{marker} tier: {', '.join(missing)} not installed"))
+
+
+_TOLD: List[str] = []
+
+
+@pytest.fixture(autouse=True)
+def mindformers_stays_outside(request: pytest.FixtureRequest) -> Iterator[None]:
+    """MindFormers runs in child processes only: on a CPU it must be patched before it is imported, once a process.
+
+    ``importlib.util.find_spec`` asks whether it is installed; ``pytest.importorskip`` would import it.
+    """
+    yield
+    if "mindformers" in sys.modules and not _TOLD:
+        _TOLD.append(request.node.nodeid)
+        pytest.fail(f"{request.node.nodeid}, or a fixture of it, imported MindFormers into pytest's own process")

@@ -13,7 +13,7 @@ MANAGERS = ("davinci_manager", "devmm_svm", "hisi_hdc")
 def device_nodes(root: Union[str, Path] = "/") -> List[int]:
     """Physical ids of the cards this container or host can see, ascending."""
     folder = Path(root) / "dev"
-    found = [re.fullmatch(r"davinci(\d+)", item.name) for item in folder.glob("davinci*")]
+    found = [re.fullmatch(r"davinci([0-9]{1,6})", item.name) for item in folder.glob("davinci*")]
     return sorted(int(match.group(1)) for match in found if match)
 
 

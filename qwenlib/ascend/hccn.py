@@ -51,7 +51,7 @@ def parse_hccn_conf(text: str) -> Dict[int, str]:
     """``{physical id: address}`` from the ``address_N=IP`` lines of hccn.conf; everything else is ignored."""
     found: Dict[int, str] = {}
     for line in text.splitlines():
-        match = re.match(r"\s*address_(\d+)\s*=\s*(\S+)\s*$", line)
+        match = re.match(r"\s*address_([0-9]{1,6})\s*=\s*(\S+)\s*$", line)
         if match and is_ip(match.group(2)):
             found[int(match.group(1))] = match.group(2)
     return found

@@ -103,7 +103,7 @@ def parse_info(text: str) -> NpuInfo:
 
 
 def _first_row(cells: List[str]) -> Optional[Dict[str, object]]:
-    match = re.fullmatch(r"(\d+)\s+(\S+)", cells[0])
+    match = re.fullmatch(r"([0-9]{1,6})\s+(\S+)", cells[0])
     if not match:
         return None
     numbers = re.match(r"([\d.]+|\S+)\s+([\d.]+|\S+)", cells[2])
@@ -117,11 +117,11 @@ def _first_row(cells: List[str]) -> Optional[Dict[str, object]]:
 
 
 def _card(draft: Dict[str, object], cells: List[str]) -> Card:
-    pairs = [(int(a), int(b)) for a, b in re.findall(r"(\d+)\s*/\s*(\d+)", cells[2])]
+    pairs = [(int(a), int(b)) for a, b in re.findall(r"(?<![0-9])([0-9]{1,9})\s*/\s*([0-9]{1,9})(?![0-9])", cells[2])]
     hbm: Tuple[Optional[int], Optional[int]] = pairs[-1] if pairs else (None, None)
     ddr: Tuple[Optional[int], Optional[int]] = pairs[0] if len(pairs) > 1 else (None, None)
     first = cells[2].split()
-    chip = re.match(r"\d+", cells[0])
+    chip = re.match("[0-9]{1,6}", cells[0])
     return Card(
         chip=int(chip.group()) if chip else 0,
         bus_id=cells[1],
@@ -135,10 +135,10 @@ def _card(draft: Dict[str, object], cells: List[str]) -> Card:
 
 
 def _process(cells: List[str]) -> Optional[Process]:
-    where = re.fullmatch(r"(\d+)\s+(\d+)", cells[0])
-    if not where or not cells[1].isdigit():
+    where = re.fullmatch(r"([0-9]{1,6})\s+([0-9]{1,6})", cells[0])
+    if not where or not re.fullmatch("[0-9]{1,18}", cells[1]):
         return None
-    memory = int(cells[3]) if cells[3].isdigit() else None
+    memory = int(cells[3]) if re.fullmatch("[0-9]{1,9}", cells[3]) else None
     return Process(int(where.group(1)), int(where.group(2)), int(cells[1]), cells[2], memory)
 
 

@@ -87,8 +87,8 @@ def outside(version: str, compatible: str) -> bool:
 
     False when either is not understood: nothing is claimed then.
     """
-    ends = re.fullmatch(r"\[([\d.]+),([\d.]+)\]", compatible.strip())
-    if not ends or not re.fullmatch(r"\d+(\.\d+)+", version):
+    ends = re.fullmatch(r"\[([0-9.]{1,40}),([0-9.]{1,40})\]", compatible.strip())
+    if not ends or not re.fullmatch(r"[0-9]{1,6}(\.[0-9]{1,6})+", version):
         return False
     low, high = (_numbers(text) for text in ends.groups())
     here = _numbers(version)

@@ -8,6 +8,8 @@ from typing import Any, Dict, List, Optional
 
 import typer
 
+from qwenlib.errors import Refused
+
 config = typer.Typer(help="Profiles, and the MindFormers YAML made from them.", no_args_is_help=True)
 SETTING = typer.Option(None, "-s", metavar="KEY=VALUE", help="Profile override such as lora.epochs=3; repeatable.")
 
@@ -117,10 +119,12 @@ def estimate(
     task: str = typer.Option("", "--task", help="lora or finetune; default: what the profile has."),
     train_dataset: Optional[Path] = typer.Option(None, "--train_dataset", help="Count the rows of this MindRecord."),
     rows: int = typer.Option(0, "--rows", help="Rows of the data set; 0: the MindRecord's, else alpaca's 52002."),
-    real_share: float = typer.Option(1.0, "--real_share", help="Part of the tokens that is not padding, 0 to 1."),
+    real_share: float = typer.Option(
+        0.0, "--real_share", help="Part of the tokens that is not padding, to 1; 0: the MindRecord's, else 1."
+    ),
     mfu: float = typer.Option(0.0, "--mfu", help="Model FLOPs utilisation, 0 to 1; 0: what the guide's row implies."),
     cards: int = typer.Option(0, "--cards", help="Suggest plans for 1 to 64 cards; 0: as many as the profile has."),
-    size: str = typer.Option("", "--size", help="Another Qwen1.5: 0.5B, 1.8B, 4B, 7B, 14B, 32B, 72B, 110B."),
+    size: str = typer.Option("", "--size", help="Another Qwen1.5: 0.5B, 1.8B, 4B, 7B, 14B, 32B, 72B or 110B."),
     setting: Optional[List[str]] = SETTING,
     as_json: bool = typer.Option(False, "--json", help="Print one JSON document (bytes, tokens, hours)."),
 ) -> None:
@@ -130,13 +134,17 @@ def estimate(
     """
     from qwenlib import estimate as room
     from qwenlib import profile as profiles
-    from qwenlib.data import count_rows
-    from qwenlib.estimate.report import ALPACA_ROWS, text
+    from qwenlib.estimate.report import text
 
     prof = profiles.load(profile, setting or [])
     if size:
         prof = room.with_size(prof, size)
-    chosen = task or (prof.tasks() or [""])[0]
-    count = rows or (count_rows(train_dataset) if train_dataset else ALPACA_ROWS)
-    found = room.estimate(prof, chosen, rows=count, real_share=real_share, mfu=mfu, cards=cards)
+    if not task and not prof.tasks():
+        raise Refused(f"profile {prof.name} trains nothing; give --profile lora_7b_910a or finetune_7b_910a.")
+    count, share = rows, real_share
+    if train_dataset is not None:
+        count, share = room.data_at_hand(train_dataset, rows, real_share)
+    found = room.estimate(
+        prof, task or prof.tasks()[0], rows=count or room.ALPACA_ROWS, real_share=share or 1.0, mfu=mfu, cards=cards
+    )
     typer.echo(json.dumps(found, indent=2) if as_json else text(found))

@@ -106,6 +106,7 @@ def build(
         1, "--file_partition", help="Number of files. MindFormers reads one of them only: leave it at 1 for training."
     ),
     overwrite: bool = typer.Option(False, "--overwrite", help="Replace an existing output, when the new one is whole."),
+    repeat: int = typer.Option(1, "--repeat", hidden=True),
     as_json: bool = typer.Option(False, "--json", help="Print one JSON document on stdout."),
 ) -> None:
     """Tokenize messages and write the MindRecord that training reads.
@@ -146,6 +147,8 @@ def build(
         notes.append(f"with --pack it would be {meta['rows_packed']:,} rows instead of {meta['rows']:,}")
     if file_partition > 1:
         notes.append(f"MindFormers trains on {Path(meta['files'][0]).name} only, and skips the other files silently")
+    if repeat != 1:
+        notes.append("--repeat does nothing, as in upstream's script: epochs belong to the training's profile")
     others = neighbours(output_file)
     if others:
         names = ", ".join(path.name for path in others)
@@ -177,7 +180,7 @@ def preview(
     """
     from qwenlib.data import preview as show
     from qwenlib.data.build import vocabulary_files
-    from qwenlib.data.meta import meta_path, packing, read_meta
+    from qwenlib.data.meta import check_vocabulary, meta_path, packing, read_meta
     from qwenlib.data.mindrecord import row_at
     from qwenlib.data.pack import saving_text
     from qwenlib.data.tokenizer import load_tokenizer
@@ -191,19 +194,20 @@ def preview(
         )
     vocab, merges = vocabulary_files(vocab_file, merges_file)
     tokenizer = load_tokenizer(vocab, merges)
+    notes = read_meta(mindrecord) if meta_path(mindrecord).is_file() else None
+    if notes is not None:
+        check_vocabulary(notes, vocab, merges)
     found = row_at(mindrecord, row)
     show.check_vocabulary(found, tokenizer, mindrecord)
     if histogram is not None:
         _draw(histogram, messages, vocab, merges, len(found["input_ids"]) - 1)
-    listed = show.table(found, tokenizer)
-    text = show.to_ansi(found, tokenizer, colour=_colour())
+    colour = _colour()
+    text = show.to_ansi(found, tokenizer, colour)
     if tokens:
-        text += "\n\nposition      id  target  token\n" + "\n".join(
-            f"{item['position']:8d}  {item['id']:6d}  {item['target']:6d}  {item['token']}" for item in listed
-        )
-    value: Dict[str, Any] = {"row": row, "text": show.text(found, tokenizer), "tokens": listed}
-    if meta_path(mindrecord).is_file():
-        value["packing"] = packing(read_meta(mindrecord), rows_per_step)
+        text += f"\n\n{show.tokens_ansi(found, tokenizer, colour)}"
+    value: Dict[str, Any] = {"row": row, "text": show.text(found, tokenizer), "tokens": show.table(found, tokenizer)}
+    if notes is not None:
+        value["packing"] = packing(notes, rows_per_step)
         text += f"\n\n{saving_text(value['packing'])}"
     _tell(as_json, value, text)
 

@@ -22,6 +22,9 @@ def doctor(
     root: Path = typer.Option(Path("/"), "--root", help="File system root to look in (another machine's copied tree)."),
     output: Path = typer.Option(Path("runs"), "--output", help="Where runs will write: its disk is measured."),
     rank_table: str = typer.Option("", "--rank_table", help="Rank table file; empty: looked for."),
+    run_hours: float = typer.Option(
+        0.0, "--run_hours", min=0.0, help="Length of the run, for a notebook's lease; 0: estimated for alpaca."
+    ),
     probe: bool = typer.Option(True, "--probe/--no-probe", help="Import MindSpore and MindFormers in a child process."),
     as_json: bool = typer.Option(False, "--json", help="Print one JSON document on stdout."),
 ) -> None:
@@ -39,7 +42,12 @@ def doctor(
         raise Refused(f"--root {root} is no folder.")
     name = profile or ("lora_7b_910a" if device_nodes(root) else "smoke")
     context = Context(
-        profiles.load(name), root.absolute(), output=resolve(output), rank_table=rank_table, probe_imports=probe
+        profiles.load(name),
+        root.absolute(),
+        output=resolve(output),
+        rank_table=rank_table,
+        probe_imports=probe,
+        run_seconds=run_hours * 3600 or None,
     )
     report = diagnose(context)
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 0

@@ -43,7 +43,7 @@ def show(
     from qwenlib.ascend.devices import device_nodes
     from qwenlib.files import sha256
     from qwenlib.ranktable import load, rank_environments, who_am_i
-    from qwenlib.ranktable.show import text
+    from qwenlib.ranktable.show import shared, text
 
     path, reason = _find(table, root, wait_seconds)
     value = load(path)
@@ -73,8 +73,11 @@ def show(
     typer.echo(f"{path} ({reason}), format {value.source_format}, sha256 {sha256(path)}")
     typer.echo(text(value))
     typer.echo(f"this host: {who or 'none of the servers'} ({me.reason})" + (f"; {me.warning}" if me.warning else ""))
+    same = shared(environments)
+    if same:
+        typer.echo("every rank here: " + " ".join(f"{key}={value}" for key, value in same.items()))
     for item in environments:
-        typer.echo(" ".join(f"{key}={item[key]}" for key in item))
+        typer.echo(" ".join(f"{key}={item[key]}" for key in item if key not in same))
     if trouble:
         typer.echo(f"no environment: {trouble}")
 
@@ -142,9 +145,11 @@ def merge(
     from qwenlib.ranktable import merge_files
 
     table = merge_files(file_list, keep_order)
-    order = "argument order" if keep_order else "sorted by server_id"
+    order = "arguments" if keep_order else "server_id"
     name = f"hccl_{len(table.servers)}s_{table.ranks}p.json"
-    _write(table, output, name, [f"ranks by {order}: {', '.join(s.server_id for s in table.servers[:16])}"], as_json)
+    more = f" and {len(table.servers) - 16} more" if len(table.servers) > 16 else ""
+    note = f"ranks in the order of the {order}: {', '.join(s.server_id for s in table.servers[:16])}{more}"
+    _write(table, output, name, [note], as_json, file_list)
 
 
 def subset(
@@ -162,23 +167,21 @@ def subset(
     """
     from qwenlib.ranktable import load
     from qwenlib.ranktable import subset as cut
-    from qwenlib.ranktable.generate import device_range, table_name
+    from qwenlib.ranktable.generate import card_ids, device_range, table_name
 
     if (nodes and servers) or (device_num and devices):
         raise Refused("give --nodes or --servers, and --device_num or --devices, not both.")
     if nodes < 0:
         raise Refused(f"--nodes must be at least 1, found {nodes}.")
-    wanted: Any = nodes or [part.strip() for part in servers.split(",") if part.strip()] or None
-    cards: Optional[Sequence[int]] = device_range(device_num) if device_num else _numbers(devices) if devices else None
+    names = [part.strip() for part in servers.split(",") if part.strip()]
+    if servers and not names:
+        raise Refused(f"--servers must name servers by their server_id, found {servers!r}.")
+    wanted: Any = nodes or names or None
+    cards: Optional[Sequence[int]] = None
+    if device_num or devices:
+        cards = device_range(device_num) if device_num else card_ids(devices, "--devices")
     small = cut(load(table), wanted, cards)
-    _write(small, output, table_name(small), [], as_json, source=table)
-
-
-def _numbers(text: str) -> List[int]:
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError:
-        raise Refused(f'--devices must be physical card ids like "4,5", found {text!r}.') from None
+    _write(small, output, table_name(small), [], as_json, [table])
 
 
 def _find(table: str, root: Path, wait_seconds: float) -> Any:
@@ -189,12 +192,12 @@ def _find(table: str, root: Path, wait_seconds: float) -> Any:
     found = find(table, root=root)
     if found.path is None:
         raise Refused(f"no rank table was found: {found.reason}. Give a file, or: qwenlib ranktable generate")
-    if wait_seconds > 0:
+    if wait_seconds:
         wait_for(found.path, wait_seconds)
     return found.path, found.reason
 
 
-def _write(table: Any, output: str, name: str, notes: Sequence[str], as_json: bool, source: str = "") -> None:
+def _write(table: Any, output: str, name: str, notes: Sequence[str], as_json: bool, inputs: Sequence[str] = ()) -> None:
     from qwenlib.files import sha256
     from qwenlib.ranktable import write_table
 
@@ -203,8 +206,8 @@ def _write(table: Any, output: str, name: str, notes: Sequence[str], as_json: bo
         path = path / name
     if path.suffix != ".json":
         raise Refused(f"--output {path} must end with .json (HCCL reads nothing else), or be a folder.")
-    if source and path.exists() and path.samefile(source):
-        raise Refused(f"--output {path} is the input; choose another name.")
+    if path.exists() and any(path.samefile(item) for item in inputs):
+        raise Refused(f"{path} is an input; choose another name with --output.")
     write_table(table, path)
     if as_json:
         _print({"path": str(path), "sha256": sha256(path), "notes": list(notes), "table": table.to_dict()})

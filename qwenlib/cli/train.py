@@ -21,7 +21,9 @@ def register(app: typer.Typer) -> None:
 
 def train(
     profile: str = typer.Option("smoke", "--profile", help="A shipped profile, or the path of a .yaml file."),
-    load_checkpoint: Path = typer.Option(..., "--load_checkpoint", help="model_dir with rank_0/x.ckpt, or a .ckpt."),
+    load_checkpoint: Path = typer.Option(
+        ..., "--load_checkpoint", help="model_dir with rank_0/x.ckpt, a .ckpt, or rank slices."
+    ),
     train_dataset: Path = typer.Option(..., *TRAIN_DATASET, help="The MindRecord to train on."),
     torch_ckpt_dir: Optional[Path] = typer.Option(
         None, "--torch_ckpt_dir", help="The Hugging Face folder: sizes, vocab.json and merges.txt are taken from it."
@@ -44,6 +46,7 @@ def train(
     hang_factor: Optional[float] = typer.Option(None, "--hang_factor", help="Usual step times without a step."),
     end_on_hang: bool = typer.Option(False, "--end_on_hang", help="A hang fails the run instead of being reported."),
     max_restarts: int = typer.Option(0, "--max-restarts", help="Restarts from the last checkpoint after a failure."),
+    tensorboard: bool = typer.Option(False, "--tensorboard", help="Also write TensorBoard event files."),
     dry_run: bool = typer.Option(False, "--dry-run", help="Print each rank's command and environment; start nothing."),
     as_json: bool = typer.Option(False, "--json", help="Print one JSON document on stdout."),
 ) -> None:
@@ -76,6 +79,8 @@ def train(
     }
     optional = {"ready_timeout": ready_timeout, "hang_factor": hang_factor}
     job.update({name: value for name, value in optional.items() if value is not None})
+    if tensorboard and detach:
+        raise Refused("--tensorboard is written by who watches; with --detach, nobody does: leave out one of them.")
     if dry_run:
         typer.echo(work.training_plan(prof, chosen, **job).describe())
         return
@@ -86,7 +91,7 @@ def train(
         else:
             typer.echo(run.farewell())
         return
-    found = work.finetune(prof, chosen, **job)
+    found = work.finetune(prof, chosen, **job, tensorboard=tensorboard)
     frame = found.pop("metrics")
     found["last_loss"] = float(frame["loss"].iloc[-1]) if len(frame) else None
     if as_json:

@@ -24,6 +24,7 @@ _OPTIMIZER = typer.Option(
     None, "--optimizer_parallel/--no-optimizer_parallel", help="Default: as the profile trains (on, but for the CPU)."
 )
 _STRATEGY = typer.Option(None, "--strategy", help="A strategy file of MindSpore; it then rules instead of the profile.")
+_STEP = typer.Option(None, "--step", help="Which checkpoint of a run, as list shows; empty: the latest of all ranks.")
 _HF = typer.Option(None, "--torch_ckpt_dir", help="The original Hugging Face folder: config.json, tokenizer files.")
 
 
@@ -34,6 +35,10 @@ def register(app: typer.Typer) -> None:
 
 def _tell(as_json: bool, value: Any, text: str) -> None:
     typer.echo(json.dumps(value, indent=2, ensure_ascii=False, default=str) if as_json else text)
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:.2f} GB" if count >= 10**8 else f"{count / 1e6:.1f} MB"
 
 
 def _warn(found: Dict[str, Any]) -> None:
@@ -65,7 +70,7 @@ def convert(
     _tell(
         as_json,
         done,
-        f"{done['tensors']} tensors, {done['bytes'] / 1e9:.2f} GB as {done['dtype']} in {done['seconds']:.1f} s: "
+        f"{done['tensors']} tensors, {_size(done['bytes'])} as {done['dtype']} in {done['seconds']:.1f} s: "
         f"{done['checkpoint']}",
     )
 
@@ -89,27 +94,20 @@ def slice_(
     Example: qwenlib weights slice --source Qwen1.5-7B --output_dir sliced --profile finetune_7b_910a --ranks 0-7
     """
     from qwenlib.profile import Parallel
-    from qwenlib.weights import slice_checkpoint
+    from qwenlib.weights import slice_checkpoint, slice_for_task
 
     if not profile and strategy is None:
         raise Refused("how shall it be cut? Give --profile (with its parallel plan) or --strategy.")
-    prof = _profile(profile, setting) if profile else None
-    parallel = _task(prof, task).parallel if prof else Parallel()
-    if optimizer_parallel is None:
-        optimizer_parallel = prof is None or prof.device_target != "CPU"
-    done = slice_checkpoint(
-        source,
-        output_dir,
-        parallel,
-        optimizer_parallel=optimizer_parallel,
-        ranks=ranks,
-        dtype=dtype,
-        clamp=clamp,
-        strategy=strategy,
-    )
+    options: Dict[str, Any] = {"ranks": ranks, "dtype": dtype, "clamp": clamp, "strategy": strategy}
+    if profile:
+        prof = _profile(profile, setting)
+        name = _task_name(prof, task)
+        done = slice_for_task(prof, name, source, output_dir, optimizer_parallel=optimizer_parallel, **options)
+    else:
+        done = slice_checkpoint(source, output_dir, Parallel(), optimizer_parallel=True, **options)
     _warn(done)
-    text = f"{len(done['ranks'])} of {done['of']} ranks, {done['bytes'] / 1e9:.2f} GB in {done['seconds']:.1f} s"
-    _tell(as_json, done, f"{text}: {output_dir}. Train with load_checkpoint {output_dir} and auto_trans_ckpt off.")
+    text = f"{len(done['ranks'])} of {done['of']} ranks, {_size(done['bytes'])} in {done['seconds']:.1f} s"
+    _tell(as_json, done, f"{text}: {output_dir}. Train with --load_checkpoint {output_dir}: each rank loads its slice.")
 
 
 @weights.command("merge")
@@ -123,9 +121,10 @@ def merge(
     strategy: Optional[Path] = _STRATEGY,
     setting: Optional[List[str]] = _SETTING,
     all_tensors: bool = typer.Option(False, "--all", help="Keep optimizer states and counters, too."),
+    step: Optional[int] = _STEP,
     as_json: bool = _JSON,
 ) -> None:
-    """Put the rank checkpoints of a finished run together (the latest step of each rank).
+    """Put the rank checkpoints of a finished run together (the latest step that all ranks have, or --step).
 
     Example: qwenlib weights merge --rank_dir run/output/checkpoint_network --mindspore_ckpt_path full.ckpt
     --profile finetune_7b_910a
@@ -141,8 +140,8 @@ def merge(
         options.update(parallel=chosen.parallel, adapter=chosen.adapter, model=_model(prof, torch_ckpt_dir))
     elif torch_ckpt_dir is not None:
         options.update(model=_model(None, torch_ckpt_dir))
-    done = run(rank_dir, mindspore_ckpt_path, weights_only=not all_tensors, **options)
-    text = f"{done['tensors']} tensors, {done['bytes'] / 1e9:.2f} GB in {done['seconds']:.1f} s: {done['checkpoint']}"
+    done = run(rank_dir, mindspore_ckpt_path, weights_only=not all_tensors, step=step, **options)
+    text = f"{done['tensors']} tensors, {_size(done['bytes'])} in {done['seconds']:.1f} s: {done['checkpoint']}"
     _tell(as_json, done, text)
 
 
@@ -156,6 +155,7 @@ def merge_lora(
     dtype: str = typer.Option("", "--dtype", help="float16 or float32; empty: the base's."),
     unmerged: bool = typer.Option(False, "--unmerged", help="Keep the matrices apart, as a LoRA network loads them."),
     list_: bool = typer.Option(False, "--list", help="Only list the checkpoints of the run directory --adapter."),
+    step: Optional[int] = _STEP,
     setting: Optional[List[str]] = _SETTING,
     clamp: bool = _CLAMP,
     as_json: bool = _JSON,
@@ -175,12 +175,12 @@ def merge_lora(
     if unmerged:
         if base is None:
             raise Refused("--unmerged puts an adapter and its base together: give --base.")
-        opened = _run(adapter, profile, "lora", setting, base)
+        opened = _run(adapter, profile, "lora", setting, base, step)
         joined = room.join_adapter(opened, mindspore_ckpt_path, base=base)
         _tell(as_json, joined, f"{joined['tensors']} tensors, unmerged: {joined['checkpoint']}")
         return
     alpha = lora_alpha if lora_alpha is not None else _alpha(profile, setting)
-    opened = _run(adapter, profile, "lora", setting, base)
+    opened = _run(adapter, profile, "lora", setting, base, step)
     done = room.merge_lora(opened, mindspore_ckpt_path, base=base, lora_alpha=alpha, dtype=dtype, clamp=clamp)
     _warn(done)
     text = f"{done['merged']} layers merged (rank {done['lora_rank']}, alpha {done['lora_alpha']:g})"
@@ -196,6 +196,7 @@ def adapter(
     base: Optional[Path] = typer.Option(None, "--base", help="The base; what else was trained is kept, too."),
     lora_alpha: Optional[float] = typer.Option(None, "--lora_alpha", help="Noted beside it; default: the profile's."),
     profile: str = _PROFILE,
+    step: Optional[int] = _STEP,
     setting: Optional[List[str]] = _SETTING,
     as_json: bool = _JSON,
 ) -> None:
@@ -207,12 +208,12 @@ def adapter(
     from qwenlib.weights import save_adapter
 
     alpha = lora_alpha if lora_alpha is not None else _alpha(profile, setting)
-    opened = _run(checkpoint, profile, "lora", setting, base)
+    opened = _run(checkpoint, profile, "lora", setting, base, step)
     done = save_adapter(opened, adapter_path, base=base, lora_alpha=alpha)
     if done["left_out"]:
         typer.echo("note: without --base nothing tells whether lm_head.weight was trained; it is left out.", err=True)
     also = f", with {', '.join(done['also'][:6])}" if done["also"] else ""
-    _tell(as_json, done, f"{done['tensors']} tensors, {done['bytes'] / 1e6:.1f} MB{also}: {done['checkpoint']}")
+    _tell(as_json, done, f"{done['tensors']} tensors, {_size(done['bytes'])}{also}: {done['checkpoint']}")
 
 
 @weights.command("export")
@@ -224,6 +225,7 @@ def export(
     task: str = _TASK,
     dtype: str = typer.Option("", "--dtype", help="float16, float32 or bfloat16; empty: the checkpoint's."),
     max_shard_size: str = typer.Option("5GB", "--max_shard_size", help="Largest file."),
+    step: Optional[int] = _STEP,
     setting: Optional[List[str]] = _SETTING,
     clamp: bool = _CLAMP,
     as_json: bool = _JSON,
@@ -238,7 +240,7 @@ def export(
 
     model = _model(_profile(profile, setting), torch_ckpt_dir) if profile else None
     done = run(
-        _run(source, profile, task, setting, torch_ckpt_dir),
+        _run(source, profile, task, setting, torch_ckpt_dir, step),
         output_dir,
         torch_ckpt_dir=torch_ckpt_dir,
         model=model,
@@ -247,7 +249,7 @@ def export(
         clamp=clamp,
     )
     _warn(done)
-    text = f"{done['tensors']} tensors in {len(done['files'])} files, {done['bytes'] / 1e9:.2f} GB as {done['dtype']}"
+    text = f"{done['tensors']} tensors in {len(done['files'])} files, {_size(done['bytes'])} as {done['dtype']}"
     _tell(as_json, done, f"{text} in {done['seconds']:.1f} s: {output_dir}")
 
 
@@ -257,16 +259,24 @@ def check(
     second: Path = typer.Argument(..., help="Another one."),
     tolerance: float = typer.Option(0.0, "--tolerance", help="Largest absolute difference that counts as equal."),
     every: bool = typer.Option(False, "--all", help="List every tensor, not only those that differ."),
+    profile: str = _PROFILE,
+    task: str = _TASK,
+    torch_ckpt_dir: Optional[Path] = _HF,
+    setting: Optional[List[str]] = _SETTING,
+    step: Optional[int] = _STEP,
     as_json: bool = _JSON,
 ) -> None:
     """Compare two models tensor by tensor; exit code 1 when they differ.
+
+    A tensor and its cast to another number type are equal. Rank slices of MindFormers itself need --profile and --task.
 
     Example: qwenlib weights check Qwen1.5-7B model_dir
     """
     from qwenlib.weights import check as run
     from qwenlib.weights.compare import table
 
-    found = run(first, second, tolerance)
+    sides = [_run(side, profile, task, setting, torch_ckpt_dir, step) for side in (first, second)]
+    found = run(sides[0], sides[1], tolerance)
     _tell(as_json, found, table(found, every))
     if not found["equal"]:
         raise typer.Exit(1)
@@ -299,24 +309,35 @@ def _profile(name: str, settings: Optional[List[str]]) -> Any:
 
 
 def _task(prof: Any, task: str) -> Any:
+    return prof.task(_task_name(prof, task))
+
+
+def _task_name(prof: Any, task: str) -> str:
     have = prof.tasks()
     if not task and len(have) != 1:
         raise Refused(f"profile {prof.name} has {', '.join(have) or 'no training task'}; name one with --task.")
-    return prof.task(task or have[0])
+    return str(task or have[0])
 
 
-def _run(path: Path, profile: str, task: str, settings: Optional[List[str]], sizes: Optional[Path]) -> Any:
-    """``path`` itself; or, when it holds the ranks of a run and nothing says how they were cut, the ranks put together
-    by the profile's plan. ``sizes``: a Hugging Face folder that knows the model's."""
+def _run(
+    path: Path,
+    profile: str,
+    task: str,
+    settings: Optional[List[str]],
+    sizes: Optional[Path],
+    step: Optional[int] = None,
+) -> Any:
+    """``path`` as a source; when it holds the ranks of a run and nothing says how they were cut, the ranks put together
+    by the profile's plan. ``sizes``: a Hugging Face folder that knows the model's; ``step``: which checkpoint."""
     from qwenlib.weights.slicing import open_ranks
-    from qwenlib.weights.source import SLICE_META, rank_folders
+    from qwenlib.weights.source import SLICE_META, open_source, rank_folders
 
     if not profile or len(rank_folders(path)) < 2 or (path / SLICE_META).is_file():
-        return path
+        return open_source(path, step=step)
     prof = _profile(profile, settings)
     chosen = _task(prof, task)
     model = _model(prof, sizes if sizes is not None and (sizes / "config.json").is_file() else None)
-    return open_ranks(path, chosen.parallel, model, chosen.adapter, prof.device_target != "CPU")
+    return open_ranks(path, chosen.parallel, model, chosen.adapter, prof.device_target != "CPU", step=step)
 
 
 def _alpha(profile: str, settings: Optional[List[str]]) -> Optional[float]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import array
+from collections import Counter
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence, Union
 
@@ -10,7 +10,7 @@ import numpy
 
 from qwenlib import files
 from qwenlib.data import mindrecord
-from qwenlib.data.pack import packed_rows, saving_of
+from qwenlib.data.pack import Packer, saving_of
 from qwenlib.data.rows import COLUMNS, IGNORE, Encoded, Row
 from qwenlib.errors import Refused
 
@@ -97,25 +97,46 @@ def check_fit(
         )
 
 
+def check_vocabulary(meta: Mapping[str, Any], vocab_file: Union[str, Path], merges_file: Union[str, Path]) -> None:
+    """Refuse to decode a MindRecord with another vocabulary than it was built with: the text would be another one.
+
+    Raises:
+        Refused: naming the file that differs.
+    """
+    for name, path in (("vocab_sha256", vocab_file), ("merges_sha256", merges_file)):
+        if meta.get(name) != files.sha256(path):
+            raise Refused(
+                f"the MindRecord was built with another {Path(path).name} than {path} (its {name} is "
+                f"{_short(meta.get(name))}). Give the vocabulary that it was built with."
+            )
+
+
 def _short(value: Any) -> str:
     text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
     return text[:12] + "…" if len(text) == 64 else text
 
 
 class Tally:
-    """Figures of a data set, counted as it passes by."""
+    """Figures of a data set, counted as it passes by, in memory that does not grow with it."""
 
     def __init__(self, seq_length: int, too_long: str, pack: bool):
         self.width, self.too_long, self.pack = seq_length + 1, too_long, pack
-        self._lengths, self._pieces = array.array("i"), array.array("i")
+        self._lengths: Counter[int] = Counter()
         self._rows = self._learned = self._without_labels = self._special = self._long = 0
+        self._samples = self._tokens = self._packed = 0
+        self._packer: Packer[None] = Packer(self.width)
 
     def add(self, item: Encoded, pieces: Sequence[Encoded]) -> None:
         """Count a conversation and the pieces of it that go into rows."""
-        self._lengths.append(len(item.ids))
-        self._pieces.extend(len(piece.ids) for piece in pieces)
+        self._lengths[len(item.ids)] += 1
         self._long += len(item.ids) > self.width
         self._special += item.special_tokens
+        for piece in pieces:
+            tokens = len(piece.ids)
+            self._samples += 1
+            self._tokens += tokens
+            if not self.pack:  # how many rows it would be
+                self._packed += sum(1 for _ in self._packer.add(None, tokens))
 
     def watch(self, rows: Iterator[Row]) -> Iterator[Row]:
         """Count rows as they pass."""
@@ -128,7 +149,7 @@ class Tally:
             yield row
 
     def figures(self) -> Dict[str, Any]:
-        """The counts so far, for meta.json.
+        """The counts at the end, for meta.json.
 
         ``records``: conversations. ``rows``; ``rows_padded`` and ``rows_packed``, one of which it is. ``samples``:
         conversations, or pieces of them, in rows. ``tokens``: real ones in rows. ``real_share``: of all places in rows.
@@ -136,24 +157,31 @@ class Tally:
         nothing is learned. ``label_tokens``; ``label_share``: of the real tokens. ``length_quantiles``: of
         conversations, before any cut. ``special_tokens_in_text``.
         """
-        found = numpy.frombuffer(self._lengths, dtype=numpy.int32)
-        pieces = numpy.frombuffer(self._pieces, dtype=numpy.int32)
-        tokens = int(pieces.sum(dtype=numpy.int64))
+        packed = self._rows if self.pack else self._packed + sum(1 for _ in self._packer.finish())
         return {
-            "records": len(found),
+            "records": sum(self._lengths.values()),
             "rows": self._rows,
-            "rows_padded": len(pieces),
-            "rows_packed": self._rows if self.pack else packed_rows(pieces, self.width),
-            "samples": len(pieces),
-            "tokens": tokens,
-            "real_share": tokens / (self._rows * self.width),
+            "rows_padded": self._samples,
+            "rows_packed": packed,
+            "samples": self._samples,
+            "tokens": self._tokens,
+            "real_share": self._tokens / (self._rows * self.width),
             "longer_than_row": self._long,
             "truncated": self._long if self.too_long == "truncate" else 0,
             "dropped": self._long if self.too_long == "drop" else 0,
             "split": self._long if self.too_long == "split" else 0,
             "without_labels": self._without_labels,
             "label_tokens": self._learned,
-            "label_share": self._learned / tokens,
-            "length_quantiles": {f"{share:g}": float(numpy.quantile(found, share)) for share in QUANTILES},
+            "label_share": self._learned / self._tokens,
+            "length_quantiles": {f"{share:g}": quantile(self._lengths, share) for share in QUANTILES},
             "special_tokens_in_text": self._special,
         }
+
+
+def quantile(counts: Mapping[int, int], share: float) -> float:
+    """``numpy.quantile`` (linear) of values that are given as ``{value: how often}``."""
+    values = sorted(counts)
+    ends = numpy.cumsum([counts[value] for value in values])
+    place = share * (int(ends[-1]) - 1)
+    low, high = (values[int(numpy.searchsorted(ends, int(at), side="right"))] for at in (place, numpy.ceil(place)))
+    return low + (high - low) * (place - int(place))

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 LEARNED_STYLE = "background:#d5f0dc;color:#0b5129"
 PLAIN_STYLE = "color:#57606a"
+_CELL = "padding:1px 8px;text-align:left;font-family:monospace;white-space:pre"
 _ANSI_LEARNED, _ANSI_PLAIN, _ANSI_END = "\x1b[1;32m", "\x1b[2m", "\x1b[0m"
 
 
@@ -78,6 +79,17 @@ def to_ansi(row: Mapping[str, Any], tokenizer: Tokenizer, colour: bool = True) -
     return f"{_summary(row)}\n{body}"
 
 
+def tokens_ansi(row: Mapping[str, Any], tokenizer: Tokenizer, colour: bool = True) -> str:
+    """A line a real token for a terminal: position, id, target (as in the file), token; learned ones as in to_ansi."""
+    lines = ["position      id  target  token"]
+    for item in table(row, tokenizer):
+        line = f"{item['position']:8d}  {item['id']:6d}  {item['target']:6d}  {_tame(item['token'])}"
+        if colour:
+            line = f"{_ANSI_LEARNED if item['learned'] else _ANSI_PLAIN}{line}{_ANSI_END}"
+        lines.append(line)
+    return "\n".join(lines)
+
+
 def table(row: Mapping[str, Any], tokenizer: Tokenizer) -> List[Dict[str, Any]]:
     """One dict a real token: ``position``, ``id``, ``token`` (as in vocab.json), ``text``, ``target``, ``learned``."""
     ids, learned = _real(row)
@@ -94,11 +106,15 @@ def table(row: Mapping[str, Any], tokenizer: Tokenizer) -> List[Dict[str, Any]]:
     ]
 
 
-def frame(row: Mapping[str, Any], tokenizer: Tokenizer) -> Any:
-    """:func:`table` as a pandas DataFrame."""
-    import pandas
-
-    return pandas.DataFrame(table(row, tokenizer)).set_index("position")
+def tokens_html(row: Mapping[str, Any], tokenizer: Tokenizer) -> str:
+    """:func:`table` as an HTML table that scrolls, learned tokens on green; escaped."""
+    heads = "".join(f'<th style="{_CELL}">{name}</th>' for name in ("position", "id", "target", "token", "text"))
+    lines = ""
+    for item in table(row, tokenizer):
+        values = (item["position"], item["id"], item["target"], item["token"], repr(item["text"]))
+        style = f"{_CELL};{LEARNED_STYLE if item['learned'] else PLAIN_STYLE}"
+        lines += "<tr>" + "".join(f'<td style="{style}">{html.escape(str(value))}</td>' for value in values) + "</tr>"
+    return f'<div style="max-height:24em;overflow:auto"><table><tr>{heads}</tr>{lines}</table></div>'
 
 
 def histogram(lengths: Union[Sequence[int], numpy.ndarray], seq_length: int) -> Any:

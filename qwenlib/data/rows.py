@@ -5,6 +5,7 @@ The network sees ``row[:-1]`` and learns ``row[1:]`` (MindFormers shifts by itse
 
 from __future__ import annotations
 
+import unicodedata
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Dict, Iterator, List, Sequence, Tuple
 
@@ -54,7 +55,8 @@ class Encoder:
 
     def __init__(self, tokenizer: Tokenizer, labels: str = "all"):
         special = special_ids(tokenizer)
-        self._plain, self._all = plain(tokenizer), labels == "all"
+        # Normalized here, by Python as transformers' own class does it: quicker than in the tokenizer.
+        self._plain, self._all = plain(tokenizer, normalize=False), labels == "all"
         self.start, self.end = special[IM_START], special[IM_END]
         self.pad = special[END_OF_TEXT]
         (self._newline,) = encode_plain(tokenizer, ["\n"])
@@ -94,7 +96,11 @@ class Encoder:
 
     def _encode_texts(self, conversations: Sequence[Sequence[Message]]) -> Iterator[List[int]]:
         """Ids of each message's role line and content. Most system messages are alike, and encoded once."""
-        texts = [f"{message['role']}\n{message['content']}" for messages in conversations for message in messages]
+        texts = [
+            unicodedata.normalize("NFC", f"{message['role']}\n{message['content']}")
+            for messages in conversations
+            for message in messages
+        ]
         missing = [text for text in texts if text not in self._system]
         encodings = iter(self._plain.encode_batch(missing, add_special_tokens=False))
         known = dict(self._system)  # what this batch was split by
@@ -140,6 +146,9 @@ def _row(samples: Sequence[Encoded], width: int, pad: int) -> Row:
 
 
 def _common(left: List[int], right: List[int]) -> int:
+    """How many tokens both begin with."""
+    if right[: len(left)] == left:
+        return len(left)
     count = 0
     for one, other in zip(left, right):
         if one != other:

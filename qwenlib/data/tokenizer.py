@@ -101,12 +101,13 @@ def encode_plain(tokenizer: Tokenizer, texts: List[str]) -> List[List[int]]:
     return [encoding.ids for encoding in plain(tokenizer).encode_batch(texts, add_special_tokens=False)]
 
 
-def plain(tokenizer: Tokenizer) -> Tokenizer:
-    """A copy of ``tokenizer`` that knows no control tokens."""
+def plain(tokenizer: Tokenizer, normalize: bool = True) -> Tokenizer:
+    """A copy of ``tokenizer`` that knows no control tokens; without ``normalize``, for text that is NFC already."""
     from tokenizers import Tokenizer as Fast
 
     copy = Fast(tokenizer.model)
-    copy.normalizer = tokenizer.normalizer
+    if normalize:
+        copy.normalizer = tokenizer.normalizer
     copy.pre_tokenizer = tokenizer.pre_tokenizer
     copy.decoder = tokenizer.decoder
     return copy

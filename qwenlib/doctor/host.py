@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Iterator, Tuple
@@ -16,6 +17,7 @@ from qwenlib.ranktable.check import check
 from qwenlib.ranktable.find import find
 from qwenlib.ranktable.rules import brief
 from qwenlib.ranktable.wait import look
+from qwenlib.ranktable.whoami import PER_RANK
 
 OPEN_FILES = 4096
 """``ulimit -n``: MindSpore's data workers and HCCL's sockets together pass 1024."""
@@ -44,8 +46,12 @@ def lease(context: Context) -> Iterator[Finding]:
     if context.place.kind != "notebook":
         yield Finding("notebook lease", SKIP, f"a {context.place.kind} has none")
         return
-    warning = modelarts.lease_warning(context.environ, context.root, context.run_seconds)
-    yield Finding("notebook lease", WARN if warning else OK, warning or "the run is shorter than the default lease")
+    seconds, how = context.run_seconds, ""
+    if seconds is None:
+        seconds, how = needs.run_time(context.profile)
+    warning = modelarts.lease_warning(context.environ, context.root, seconds, how=how)
+    fits = f"the run is shorter than the default lease of {modelarts.LEASE_HOURS:g} h"
+    yield Finding("notebook lease", WARN if warning else OK, warning or fits)
 
 
 def secrets(context: Context) -> Iterator[Finding]:
@@ -75,11 +81,22 @@ def rank_table(context: Context) -> Iterator[Finding]:
     if found.path is None:
         yield Finding(name, WARN, f"not found ({found.reason}); 01_env generates it from hccn_tool or /etc/hccn.conf")
         return
-    document, missing, _ = look(found.path)
+    try:
+        document, missing, broken = look(found.path)
+    except Refused as error:
+        yield Finding(name, FAIL, str(error))
+        return
+    if broken:
+        yield Finding(name, FAIL, f"{missing}; {found.reason}; waiting does not mend that")
+        return
+    if document is None and context.rank_table and not found.path.parent.is_dir():
+        yield Finding(name, FAIL, f"{missing}, nor does its folder; correct the path")
+        return
     if document is None:
         yield Finding(name, WARN, f"{missing}; {found.reason}; 01_env waits for it")
         return
-    report = check(found.path, context.profile, context.root, context.environ, timeout=context.timeout)
+    own = {key: value for key, value in context.environ.items() if key not in PER_RANK}
+    report = check(found.path, context.profile, context.root, own, timeout=context.timeout)
     if report.fails:
         told = brief(report.fails, 4)
         yield Finding(name, FAIL, f"{found.path}: {told}. All: qwenlib ranktable check {found.path}")
@@ -139,7 +156,7 @@ def available_memory(context: Context) -> Tuple[float, str]:
     for line in context.read("/proc/meminfo").splitlines():
         key, _, value = line.partition(":")
         number = value.split()[:1]
-        if number and number[0].isdigit():
+        if number and _size(number[0]):
             fields[key] = int(number[0]) * 1024
     host = float(fields.get("MemAvailable") or fields.get("MemFree") or 0)
     for limit_file, used_file in (
@@ -147,9 +164,13 @@ def available_memory(context: Context) -> Tuple[float, str]:
         ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
     ):
         limit, used = context.read(limit_file).strip(), context.read(used_file).strip()
-        if limit.isdigit() and used.isdigit() and host and int(limit) - int(used) < host:
+        if _size(limit) and _size(used) and host and int(limit) - int(used) < host:
             return float(int(limit) - int(used)), f"limit in {limit_file}"
     return host, "/proc/meminfo"
+
+
+def _size(text: str) -> bool:
+    return re.fullmatch("[0-9]{1,20}", text) is not None
 
 
 def processors(context: Context) -> Iterator[Finding]:
@@ -180,7 +201,9 @@ def output_folder(context: Context) -> Iterator[Finding]:
     folder = Path(context.output).absolute()
     while not folder.exists():
         folder = folder.parent
-    if os.access(folder, os.W_OK | os.X_OK):
+    if not folder.is_dir():
+        yield Finding("output folder", FAIL, f"{folder} is a file, {context.output} cannot be a folder; choose another")
+    elif os.access(folder, os.W_OK | os.X_OK):
         yield Finding("output folder", OK, f"{context.output} can be written")
     else:
         yield Finding("output folder", FAIL, f"{folder} cannot be written by uid {os.getuid()}; choose another output")

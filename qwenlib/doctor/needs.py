@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import List, Tuple
+from typing import List, Optional, Tuple
 
 from qwenlib.profile import Model, Profile
 
@@ -45,6 +45,21 @@ def disk(profile: Profile) -> List[Need]:
                 (f"{task}: {settings.keep_checkpoint_max} checkpoints", 1.5 * half * settings.keep_checkpoint_max)
             )
     return needs
+
+
+def run_time(profile: Profile) -> Tuple[Optional[float], str]:
+    """Seconds that the trainings of a profile take on Ascend, and from what that follows; (None, "") elsewhere."""
+    from qwenlib.estimate.report import ALPACA_ROWS
+    from qwenlib.estimate.speed import default_mfu, length
+
+    hours = [
+        length(profile, task, ALPACA_ROWS, 1.0, default_mfu(profile.model, task, profile.data.seq_length))["hours"]
+        for task in map(profile.task, profile.tasks())
+    ]
+    if not hours or None in hours:
+        return None, ""
+    what = f"{' and '.join(profile.tasks())} on the {ALPACA_ROWS} rows of alpaca, at the guide's speed"
+    return 3600.0 * sum(hours), what
 
 
 def memory(profile: Profile) -> List[Need]:

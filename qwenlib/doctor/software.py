@@ -13,6 +13,9 @@ from qwenlib.doctor.report import FAIL, OK, SKIP, WARN, Finding
 from qwenlib.doctor.versions_table import IMPORT_NAMES, PACKAGES, PYTHON, PYTHON_TOLERATED, Package
 
 PROBE_SECONDS = 120.0
+BRANCH_FILE = "research/qwen1_5/run_qwen1_5_7b_lora.yaml"
+"""Only branch r1.0.a of MindFormers has it; r1.0, which the guide names, has the 72B files alone."""
+
 SHADOWS = ("code.py", "select.py")
 """Files of a work folder that shadow the standard library and end the kernel ("No Kernel")."""
 
@@ -43,6 +46,9 @@ def _package(package: Package, context: Context) -> Finding:
     version = installed(package.name)
     if not version:
         source = _source_tree(package.name, context)
+        if source and package.name == "mindformers" and not (Path(source) / BRANCH_FILE).is_file():
+            text = f"source tree {source} has no {BRANCH_FILE}, so it is not branch r1.0.a: git checkout r1.0.a there"
+            return Finding(name, WARN, text)
         if source:
             return Finding(name, OK, f"source tree {source} is on PYTHONPATH{note}")
         if package.name == "acctransformer" and not context.profile.model.use_flash_attention:
@@ -133,16 +139,14 @@ def pythonpath(context: Context) -> Iterator[Finding]:
             "PYTHONPATH",
             FAIL if context.ascend else WARN,
             f"mindformers {pip} is installed by pip beside the source tree {trees[0]}: which one a process gets "
-            "depends on "
-            "its PYTHONPATH; pip uninstall -y mindformers",
+            "depends on its PYTHONPATH; pip uninstall -y mindformers",
         )
     elif context.ascend and pip and not trees:
         yield Finding(
             "PYTHONPATH",
             WARN,
-            f"mindformers {pip} comes from pip and has no research/ folder; research/qwen1_5 needs the r1.0.a "
-            "source tree "
-            "on PYTHONPATH",
+            f"mindformers {pip} comes from pip; FlashAttention on a 910A and research/qwen1_5 are in the source tree "
+            "of branch r1.0.a only: put it on PYTHONPATH",
         )
     elif bad:
         yield Finding("PYTHONPATH", WARN, f"these entries do not exist: {', '.join(bad)}")

@@ -72,7 +72,7 @@ def _by_table(profile: Profile, task_name: str, path: Path, ranks: int) -> Dict[
         return {}  # a plan is only told; the start refuses
     nodes = _table_nodes(table)
     if len(nodes) < 2:
-        return {}
+        return _cards(table, path) if table.ranks == ranks else {}
     if table.ranks != ranks:
         raise Refused(f"{path} holds {table.ranks} ranks, {task_name} of profile {profile.name} needs {ranks}.")
     environments = rank_environments(table, who_am_i(table), path, device_nodes())
@@ -92,6 +92,16 @@ def _by_table(profile: Profile, task_name: str, path: Path, ranks: int) -> Dict[
             "rank table": hashlib.sha256(json.dumps(table.to_dict(), sort_keys=True).encode()).hexdigest(),
         },
     }
+
+
+def _cards(table: RankTable, path: Path) -> Dict[str, Any]:
+    """The cards of the only host, when they are not simply 0, 1, 2, …: a table may hold 4 to 7 of eight."""
+    from qwenlib.ascend.devices import device_nodes
+    from qwenlib.ranktable.whoami import rank_environments, who_am_i
+
+    environments = rank_environments(table, who_am_i(table), path, device_nodes())
+    cards = [int(item["DEVICE_ID"]) for item in environments]
+    return {} if cards == list(range(len(cards))) else {"device_ids": cards}
 
 
 def _table_nodes(table: RankTable) -> List[int]:

@@ -18,6 +18,7 @@ from typing import BinaryIO, Dict, List, Optional, Sequence, Tuple, Union
 
 from qwenlib.errors import Refused
 from qwenlib.files import write_text
+from qwenlib.workspace import resolve
 
 NEVER, AUTO = "never", "auto"
 _VALUE, _TAG, _TENSOR, _CONTENT = 0x0A, 0x0A, 0x12, 0x1A  # fields of MindSpore's Checkpoint message
@@ -91,6 +92,7 @@ def choose(resume: Union[str, Path], run_dir: Path, ranks: Sequence[int]) -> Opt
     if str(resume) == AUTO:
         return newest(run_dir / "output" / "checkpoint", ranks)
     path = Path(resume).expanduser().absolute()
+    path = path if path.exists() else resolve(resume)  # a notebook stands in its own folder
     for folder in (path, path / "checkpoint", path / "output" / "checkpoint"):
         saved = newest(folder, ranks)
         if saved is not None:

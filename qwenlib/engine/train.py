@@ -22,13 +22,16 @@ def finetune(config: Any, job: Job) -> None:
     would train from random weights (``Trainer.finetune``).
 
     Raises:
-        Refused: the data set is missing, not a MindRecord by name, or too small for one step.
+        Refused: the data set is missing, not a MindRecord by name, too small for one step, or of other rows or columns.
         WorkFailed: the weights did not load.
     """
     from mindformers import Trainer
 
+    from qwenlib.data.layout import check_rows
+
     report_ready()
     dataset_dir = check_dataset(config)
+    check_rows(dataset_dir, config.model.model_config.seq_length, config.train_dataset.input_columns)
     total = _total_steps(config, dataset_dir)
     checkpoint, resumed = where_from(config, job)
     if resumed:

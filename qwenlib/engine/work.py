@@ -6,6 +6,7 @@ rank processes (:mod:`qwenlib.engine.rank`).
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from dataclasses import replace
@@ -13,18 +14,20 @@ from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
 
 from qwenlib import launch
-from qwenlib.engine import placement, render, starting
+from qwenlib.engine import again, initial, placement, render, starting
 from qwenlib.engine import resume as resuming
 from qwenlib.engine.job import Job
 from qwenlib.errors import Refused
 from qwenlib.files import read_json, require_space, write_text
+from qwenlib.launch.client import WORKBOOK_MARK
 from qwenlib.profile import Profile
-from qwenlib.weights import place, read_folder
+from qwenlib.weights import fit, place, read_folder
 
 READY_SECONDS = 1800.0
 """Until every rank must have met the others; as long as HCCL itself waits."""
 HANG_FACTOR = 20.0
 """A rank without a step for this many usual steps (and two minutes at least) is reported."""
+RESULT = "result.json"
 _PROGRESS = re.compile(r"^[a-z][^:|]*: \d+/\d+ ")
 
 
@@ -93,13 +96,15 @@ def finetune(
     real_share: float = 1.0,
     resume: Union[str, Path] = resuming.NEVER,
     detach: bool = False,
+    tensorboard: bool = False,
     **launching: Any,
 ) -> Dict[str, Any]:
     """Train ``task_name`` ("lora" or "finetune") in background ranks and wait, watching their logs.
 
     ``real_share``: the part of the data's tokens that is not padding, for the throughput without it; ``detach``: the
-    ranks outlive this process (see :func:`qwenlib.launch.start`); ``resume`` and ``launching``: see
-    :func:`training_plan`.
+    ranks outlive this process (see :func:`qwenlib.launch.start`), and the same job, called again from anywhere on the
+    host, takes up the training that goes on, or the result of the one that is done, rather than beginning anew;
+    ``tensorboard``: also write event files; ``resume`` and ``launching``: see :func:`training_plan`.
 
     Returns:
         ``{"checkpoint", "run_dir", "steps", "trainable_parameters", "metrics"}``; ``metrics`` is the DataFrame of
@@ -111,6 +116,8 @@ def finetune(
     """
     from qwenlib import monitor
 
+    if tensorboard:
+        monitor.tensorboard.writer_class()
     job: Dict[str, Any] = {
         "load_checkpoint": load_checkpoint,
         "train_dataset": train_dataset,
@@ -120,8 +127,14 @@ def finetune(
         "rank_table": rank_table,
         "port": port,
     }
-    run, plan = begin(profile, task_name, **job, resume=resume, detach=detach, **launching)
-    task = profile.task(task_name)
+    job.update(resume=resume, **launching)
+    task, run = profile.task(task_name), None
+    if detach and not os.environ.get(WORKBOOK_MARK):
+        plan = training_plan(profile, task_name, **job, detach=True)
+        run = again.find(plan, Path(run_dir) / RESULT)
+        print(again.told(run or plan.folder), end="", flush=True)
+    if run is None:
+        run, plan = begin(profile, task_name, **job, detach=detach)
     with run:
         metrics = monitor.watch(
             run,
@@ -132,6 +145,7 @@ def finetune(
             lead=plan.first_rank + plan.ranks - 1 if task.parallel.pipeline_stage > 1 else plan.first_rank,
             flops_per_token=monitor.flops_per_token(profile.model, profile.data.seq_length, task.adapter),
             peak_flops=monitor.peak_here() if profile.device_target == "Ascend" else None,
+            tensorboard=tensorboard,
         )
     if plan.node:  # node 0 tells the result
         steps = int(metrics["step"].iloc[-1]) if len(metrics) else 0
@@ -168,7 +182,7 @@ def outcome(run_dir: Union[str, Path]) -> Dict[str, Any]:
         Refused: there is no result yet, or no checkpoint.
     """
     run_dir = Path(run_dir)
-    result = read_json(run_dir / "result.json")
+    result = read_json(run_dir / RESULT)
     return {"checkpoint": place.locate(run_dir / "output" / "checkpoint_network"), "run_dir": run_dir, **result}
 
 
@@ -186,14 +200,18 @@ def training_plan(
     resume: Union[str, Path] = resuming.NEVER,
     nodes: Sequence[str] = (),
     node_rank: Optional[int] = None,
+    detach: bool = False,
     **settings: Any,
 ) -> launch.Plan:
     """Write job.json and the rendered YAML into ``run_dir`` and return the launch plan (nothing is started).
+
+    While a training goes on there, nothing is written.
 
     Args:
         resume: ``never``; ``auto``: go on from the newest whole checkpoint of ``run_dir/output``, if there is one;
             or the folder of such checkpoints. Optimizer, step and learning rate go on, too.
         nodes, node_rank: several hosts on the CPU, see :func:`qwenlib.engine.placement.place`.
+        detach: as for :func:`finetune`; then the files of the same job, done before, are left alone, too.
         settings: other fields of :class:`qwenlib.launch.Plan`: ``node_port``, ``ready_timeout``, ``max_restarts`` …
 
     Raises:
@@ -208,14 +226,10 @@ def training_plan(
     if not dataset.is_file():
         raise Refused(f"there is no training data {dataset}. Run 03_data, or qwenlib data build, first.")
     starting.check_data(profile, dataset, vocab_file, merges_file)
-    sliced = task.parallel.model_parallel * task.parallel.pipeline_stage > 1
-    # Data-parallel ranks each load the whole file; only a folder can be sliced. Always absolute: MindFormers links it.
-    source = Path(load_checkpoint).absolute() if sliced else place.locate(load_checkpoint).absolute()
-    if sliced:
-        place.locate(source)
-    require_space(run_dir, 4 * place.locate(load_checkpoint).stat().st_size, f"checkpoints of {task_name}")
     where = placement.place(profile, task_name, rank_table, nodes, node_rank)
     mine = range(where.get("first_rank", 0), where.get("first_rank", 0) + where.get("ranks", ranks))
+    begins = initial.find(profile, task, load_checkpoint, mine)
+    source = begins.path
     saved = resuming.choose(resume, run_dir, mine)
     config = render.train_config(
         profile,
@@ -226,15 +240,12 @@ def training_plan(
         output_dir=run_dir / "output",
         tokens=token_ids(base_vocabulary(vocab_file)),
     )
-    run_dir.mkdir(parents=True, exist_ok=True)
-    (run_dir / "result.json").unlink(missing_ok=True)
-    write_text(run_dir / f"{task_name}.yaml", yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+    if begins.in_slices:
+        config["auto_trans_ckpt"] = False
     going_on: Dict[str, Any] = {}
     if saved is not None:
-        source = resuming.lay_out(saved, run_dir / "resume" / f"from_{mine[0]}")
-        going_on = {"resumed_step": saved.step}
-    job = Job("finetune", profile.device_target, config, str(source), str(run_dir / "result.json"), going_on)
-    job_file = job.save(run_dir / (f"job_{where['node']}.json" if where.get("node") else "job.json"))
+        source, going_on = run_dir / "resume" / f"from_{mine[0]}", {"resumed_step": saved.step}
+    job_file = run_dir / (f"job_{where['node']}.json" if where.get("node") else "job.json")
     fields: Dict[str, Any] = {
         "ranks": ranks,
         "run_dir": run_dir,
@@ -244,10 +255,21 @@ def training_plan(
         "device_target": profile.device_target,
         "ready_timeout": READY_SECONDS,
         "hang_factor": HANG_FACTOR,
+        "job": again.identity(config, profile.device_target, *begins.files, dataset),
         **where,
         **settings,
     }
-    return launch.Plan(command(job_file), **fields)
+    plan = launch.Plan(command(job_file), **fields)
+    if again.goes_on(plan.folder) or (detach and again.find(plan, run_dir / RESULT)):
+        return plan
+    require_space(run_dir, 4 * begins.bytes, f"checkpoints of {task_name}")
+    run_dir.mkdir(parents=True, exist_ok=True)
+    (run_dir / RESULT).unlink(missing_ok=True)
+    write_text(run_dir / f"{task_name}.yaml", yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+    if saved is not None:
+        resuming.lay_out(saved, source)
+    Job("finetune", profile.device_target, config, str(source), str(run_dir / RESULT), going_on).save(job_file)
+    return plan
 
 
 def _rendezvous(profile: Profile, ranks: int, rank_table: Optional[Union[str, Path]]) -> str:
@@ -372,5 +394,6 @@ def predict_job(
     whole: bool = False,
 ) -> Job:
     """A job of one checkpoint: the file of rank 0, or (``whole``) the model_dir that MindFormers slices itself."""
+    fit.refuse_cut(load_checkpoint)
     checkpoint = Path(load_checkpoint).absolute() if whole else place.locate(load_checkpoint).absolute()
     return Job(task, profile.device_target, config, str(checkpoint), str(run_dir.absolute() / result), settings)

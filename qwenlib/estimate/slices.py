@@ -53,7 +53,37 @@ class Slice:
         return self.in_use // self.shard
 
 
-@functools.lru_cache(maxsize=512)
+@dataclass(frozen=True)
+class Held:
+    """What a rank of one pipeline stage holds, in numbers: all parameters, and those of them that learn."""
+
+    layers: int
+    kept: int
+    in_use: int
+    learned_kept: int
+    learned_in_use: int
+
+
+@functools.lru_cache(maxsize=1024)
+def held(model: Model, plan: Parallel, adapter: Optional[Adapter] = None) -> Tuple[Held, ...]:
+    """The sums of :func:`slices`, stage by stage; give ``micro_batch_num`` 1, on which they do not depend."""
+    found = []
+    for stage in range(plan.pipeline_stage):
+        mine = [item for item in slices(model, plan, adapter) if item.stage == stage]
+        learned = [item for item in mine if item.trainable]
+        found.append(
+            Held(
+                len([item for item in mine if item.name.endswith("attention_norm.weight")]),
+                sum(item.kept for item in mine),
+                sum(item.in_use for item in mine),
+                sum(item.kept for item in learned),
+                sum(item.in_use for item in learned),
+            )
+        )
+    return tuple(found)
+
+
+@functools.lru_cache(maxsize=64)
 def slices(model: Model, plan: Parallel, adapter: Optional[Adapter] = None) -> Tuple[Slice, ...]:
     """Every parameter of the network (and of its LoRA adapter) as a rank of its stage holds it."""
     found = [_base(entry.ms, entry.shape, model, plan, adapter) for entry in entries(model)]
@@ -74,6 +104,12 @@ def stage_of(layer: int, model: Model, plan: Parallel) -> int:
     """MindFormers' ``layer_compute_dtype``: the last stage takes what is left over."""
     per_stage = max((model.num_layers + 1) // plan.pipeline_stage, 1)
     return min(layer // per_stage, plan.pipeline_stage - 1)
+
+
+def layers_of_stages(model: Model, plan: Parallel) -> List[int]:
+    """How many layers each pipeline stage has."""
+    stages = [stage_of(layer, model, plan) for layer in range(model.num_layers)]
+    return [stages.count(stage) for stage in range(plan.pipeline_stage)]
 
 
 def _linear(name: str) -> str:

@@ -8,21 +8,23 @@ from typing import Any, Dict, List
 
 from qwenlib import profile as profiles
 from qwenlib.doctor.needs import parameters
-from qwenlib.estimate.slices import slices
+from qwenlib.estimate.slices import layers_of_stages
+from qwenlib.monitor.flops import PEAK_FLOPS, flops_per_token
 from qwenlib.profile import Model, Profile, Task
 
-PEAK_FLOPS = 256e12
-"""Float16 operations a second of an Ascend 910, as Huawei states them."""
+PEAK = PEAK_FLOPS["910A"]
+"""Float16 operations a second of a card."""
 
 SPLIT_COST = 0.06
 """Assumed loss of speed each time model_parallel doubles within a server (AllReduce after attention and MLP)."""
 
 HOW = (
-    "MFU counts the operations that the model needs, not recomputed ones: 2 a token and matrix element in the forward "
-    "pass (all but the embedding), twice that in the backward pass (once for frozen matrices: LoRA needs no gradient "
-    "of them), and 4·layers·hidden·seq_length for the attention scores, three times (PaLM, appendix B; padding "
-    "counts); over 256 TFLOPS float16 a card"
+    "MFU counts what the model needs, recomputation not: 6 operations a token and trained weight that multiplies, 4 "
+    "for a frozen one (LoRA needs no gradient of it), none for the embedding table, and 12·layers·hidden·seq_length "
+    "for the attention scores (PaLM, appendix B, arXiv:2204.02311); padding counts as tokens; over 256 TFLOPS float16 "
+    "a card"
 )
+"""How :func:`qwenlib.monitor.flops.flops_per_token` counts."""
 
 
 @dataclass(frozen=True)
@@ -37,18 +39,6 @@ class Measured:
 GUIDE = (Measured("lora_7b_910a", "lora", 1020.0), Measured("finetune_7b_910a", "finetune", 1060.0))
 
 
-def flops_per_token(model: Model, task: Task, seq_length: int) -> float:
-    """Floating-point operations of one trained token; see :data:`HOW`."""
-    matrices = parameters(model) - model.vocab_size * model.hidden_size
-    attention = 12.0 * model.num_layers * model.hidden_size * seq_length
-    if task.adapter is None:
-        return 6.0 * matrices + attention
-    learned = sum(item.size for item in slices(model, profiles.Parallel(), task.adapter) if item.trainable)
-    adapter = learned - (model.vocab_size * model.hidden_size if task.adapter.train_lm_head else 0)
-    # Forward and the gradient of the activations through everything; gradients of weights for what is learned.
-    return 4.0 * (matrices + adapter) + 2.0 * learned + attention
-
-
 @functools.lru_cache(maxsize=1)
 def guide_rows() -> List[Dict[str, Any]]:
     """The guide's measured speeds with the MFU that each implies (upstream's LoRA also trains lm_head)."""
@@ -57,26 +47,45 @@ def guide_rows() -> List[Dict[str, Any]]:
         settings = ["lora.adapter.train_lm_head=true"] if row.task == "lora" else []
         profile = profiles.load(row.profile, settings)
         task = profile.task(row.task)
-        each = flops_per_token(profile.model, task, profile.data.seq_length)
+        each = flops_per_token(profile.model, profile.data.seq_length, task.adapter)
         found.append(
             {
                 "config": row.profile,
                 "cards": task.parallel.ranks,
                 "seq_length": profile.data.seq_length,
                 "tokens_per_second_per_card": row.tokens_per_second,
-                "mfu": each * row.tokens_per_second / PEAK_FLOPS,
+                "mfu": each * row.tokens_per_second / PEAK,
             }
         )
     return found
 
 
-def efficiency(task: Task) -> float:
-    """What a layout leaves of the speed: the pipeline's bubble, the cost of splitting matrices, recomputing."""
+def efficiency(model: Model, task: Task, seq_length: int) -> float:
+    """What a layout leaves of the speed: bubble, uneven stages, the cost of splitting matrices, recomputing."""
     plan = task.parallel
-    left = (1 - SPLIT_COST) ** (plan.model_parallel.bit_length() - 1) * (1 - bubble(task))
+    left = (1 - SPLIT_COST) ** (plan.model_parallel.bit_length() - 1)
+    left *= (1 - bubble(task)) * balance(model, task, seq_length)
     if task.recompute:  # the forward pass once more
         left *= 3 / 4 if task.adapter is None else 2 / 3
     return left
+
+
+def balance(model: Model, task: Task, seq_length: int) -> float:
+    """An even share of the operations over those of the pipeline's busiest card, 0 to 1.
+
+    The last stage has lm_head beside its layers, and what the layers do not divide by; with ``vocab_emb_dp`` every
+    card of a model_parallel group computes the whole lm_head (MindFormers' strategy ((dp, 1), (1, 1))).
+    """
+    plan, passes = task.parallel, 6.0 if task.adapter is None else 4.0
+    head = passes * model.vocab_size * model.hidden_size
+    embeddings = 2 * model.vocab_size * model.hidden_size
+    layer = passes * (parameters(model) - embeddings) / model.num_layers + 12.0 * model.hidden_size * seq_length
+    split = not plan.vocab_emb_dp and model.vocab_size % plan.model_parallel == 0
+    counts = layers_of_stages(model, plan)
+    busy = [count * layer / plan.model_parallel for count in counts]
+    busy[-1] += head / (plan.model_parallel if split else 1)
+    even = (model.num_layers * layer + head) / (plan.model_parallel * plan.pipeline_stage)
+    return even / max(busy)
 
 
 def bubble(task: Task) -> float:
@@ -85,12 +94,16 @@ def bubble(task: Task) -> float:
     return (plan.pipeline_stage - 1) / (plan.micro_batch_num + plan.pipeline_stage - 1)
 
 
-def default_mfu(task: Task) -> float:
+def default_mfu(model: Model, task: Task, seq_length: int) -> float:
     """The MFU of the guide's row of the same kind (LoRA or all parameters), carried over to the task's layout."""
     place = 0 if task.adapter is not None else 1
-    row = GUIDE[place]
-    measured = profiles.load(row.profile).task(row.task)
-    return float(guide_rows()[place]["mfu"]) * efficiency(task) / efficiency(measured)
+    return float(guide_rows()[place]["mfu"]) * efficiency(model, task, seq_length) / _efficiency_there(place)
+
+
+@functools.lru_cache(maxsize=2)
+def _efficiency_there(place: int) -> float:
+    measured = profiles.load(GUIDE[place].profile)
+    return efficiency(measured.model, measured.task(GUIDE[place].task), measured.data.seq_length)
 
 
 def rows_per_step(task: Task) -> int:
@@ -108,7 +121,7 @@ def length(profile: Profile, task: Task, rows: int, real_share: float, mfu: floa
     seq, per_step = profile.data.seq_length, rows_per_step(task)
     steps = rows // per_step * task.epochs
     known = profile.device_target == "Ascend"
-    speed = mfu * PEAK_FLOPS / flops_per_token(profile.model, task, seq)
+    speed = mfu * PEAK / flops_per_token(profile.model, seq, task.adapter)
     tokens = steps * per_step * seq
     return {
         "rows": rows,

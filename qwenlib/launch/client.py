@@ -90,6 +90,7 @@ def _spec(plan: Plan, tied: bool) -> Dict[str, Any]:
     return {
         "id": uuid.uuid4().hex,
         "tied": tied,
+        "job": plan.job,
         "client": processes.identity(os.getpid()),
         "grace": plan.grace,
         "rendezvous": plan.rendezvous,
@@ -113,6 +114,13 @@ def _spec(plan: Plan, tied: bool) -> Dict[str, Any]:
         "max_restarts": plan.max_restarts,
         "processes": plans.processes(plan),
     }
+
+
+class Unwatched(KeyboardInterrupt):
+    """The interrupt key, of one who watched a detached run: no stack of wherever it struck."""
+
+    def _render_traceback_(self) -> List[str]:
+        return ["The interrupt key ended the watching, not the training."]
 
 
 class Run:
@@ -163,20 +171,22 @@ class Run:
 
         Raises:
             WorkFailed: a rank failed (which one, what, the last lines of its log), the run was stopped, or it
-                took longer than ``timeout`` seconds (it is then ended).
+                took longer than ``timeout`` seconds (tied ranks are then ended, detached ones go on).
         """
         deadline = None if timeout is None else time.monotonic() + timeout
         try:
             status = self._wait(on_tick, interval, deadline)
         except KeyboardInterrupt:
-            if self.detached:
-                print(self.farewell(), file=sys.stderr, flush=True)
-            raise
+            if not self.detached:
+                raise
+            print(self.farewell(), file=sys.stderr, flush=True)
+            raise Unwatched from None
         finally:
             if not self.detached:
                 self.stop()
+        if status is None and self.detached:
+            raise WorkFailed(f"not finished after {timeout:g} s. {self.farewell()}")
         if status is None:
-            self.stop()
             raise WorkFailed(f"the ranks were ended: not finished after {timeout:g} s. Logs: {self.run_dir}")
         if status["state"] != "done":
             raise WorkFailed(failure.paragraph(status))
@@ -213,8 +223,8 @@ class Run:
         """What goes on, and how to come back to it or stop it."""
         where = shlex.quote(str(self.run_dir))
         return (
-            f"The training goes on in {self.run_dir}. Watch: qwenlib status {where} --follow, or attach({where!r}) in "
-            f"a notebook. Stop it: qwenlib stop {where}"
+            f"The training goes on in {self.run_dir}. Watch: qwenlib status {where} --follow, or in a notebook "
+            f"qwenlib.monitor.attach({str(self.run_dir)!r}). Stop it: qwenlib stop {where}"
         )
 
     def stop(self) -> Dict[str, Any]:

@@ -32,6 +32,7 @@ STALE = (
     "DEVICE_NUM",
     "RANK_TABLE_FILE",
     "RANK_TABLE_FILE_V_1_0",
+    "MINDSPORE_HCCL_CONFIG_PATH",
     "MS_ROLE",
     "MS_NODE_ID",
     "MS_WORKER_NUM",
@@ -92,6 +93,8 @@ class Plan:
     """Seconds that the nodes wait for one another."""
     prints: Dict[str, str] = field(default_factory=dict)
     """``{"profile": sha256, "rank table": sha256}``: a node where one of them differs is refused."""
+    job: str = ""
+    """What the ranks do, as a hash: by it, who asks for the same again knows it in ``spec.json``."""
     ready_timeout: float = 0.0
     """Seconds until every rank must have called ``report_ready``; 0: no such deadline."""
     hang_factor: float = 0.0
@@ -230,11 +233,21 @@ def check(plan: Plan) -> None:
     for name, text in plan.env.items():
         if not name or "=" in name or "\0" in f"{name}{text}" or not isinstance(text, str):
             problems.append(f"env: {name!r}={text!r} cannot be an environment variable")
+    if plan.rendezvous == RANK_TABLE:
+        problems += _connect_timeout(plan)
     for command in (plan.command, plan.scheduler_command):
         if command is not None and not (command and shutil.which(command[0])):
             problems.append(f"there is no program {command[0] if command else ''!r}")
     if problems:
         raise Refused("cannot launch: " + "; ".join(problems) + ".")
+
+
+def _connect_timeout(plan: Plan) -> List[str]:
+    """HCCL takes 120 to 7200 whole seconds and would refuse the rest as EI0001, minutes later on every rank."""
+    text = plan.env.get("HCCL_CONNECT_TIMEOUT", os.environ.get("HCCL_CONNECT_TIMEOUT", "1800"))
+    if text.isdigit() and 120 <= int(text) <= 7200:
+        return []
+    return [f"the environment variable HCCL_CONNECT_TIMEOUT must be 120 to 7200 (seconds), found {text!r}"]
 
 
 def with_port(plan: Plan) -> Plan:

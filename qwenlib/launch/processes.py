@@ -50,9 +50,13 @@ def find(who: Optional[Dict[str, Any]]) -> Optional[psutil.Process]:
 
 
 def is_zombie(process: psutil.Process) -> bool:
-    """Ended, though its parent has not asked yet."""
+    """Ended, though its parent has not asked yet.
+
+    A process whose first thread has ended looks like a zombie, but it is none while other threads of it live: so do
+    ranks with many threads for a while after a signal, and hold memory and cards.
+    """
     try:
-        return process.status() in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
+        return process.status() in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD) and process.num_threads() < 2
     except psutil.Error:
         return True
 

@@ -285,8 +285,11 @@ class Supervisor:
         self.ending = True
         # A child that is not yet reaped keeps its pid, so its process group is surely ours.
         left = processes.end(lambda: processes.below(me), grace, lambda: list(self.children), self._reap)
-        self._reap()
-        return left
+        deadline = time.monotonic() + processes.KILL_SECONDS  # the kernel may still be at the last of its threads
+        while self.children and time.monotonic() < deadline:
+            time.sleep(0.02)
+            self._reap()
+        return sorted({*left, *self.children})
 
     def _blame(self) -> None:
         oom = processes.oom_kills() > self.oom_before

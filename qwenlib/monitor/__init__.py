@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from qwenlib.monitor.attach import Attached
 from qwenlib.monitor.diagnosis import Diagnosis, diagnose
 from qwenlib.monitor.flops import flops_per_token, peak_flops, peak_here
 from qwenlib.monitor.metrics import MetricsTail, read_metrics, summarize
@@ -14,7 +13,6 @@ from qwenlib.monitor.tensorboard import export
 from qwenlib.monitor.watch import attach, explained, watch
 
 __all__ = [
-    "Attached",
     "Diagnosis",
     "LivePlot",
     "LossReader",

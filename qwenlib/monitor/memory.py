@@ -26,8 +26,8 @@ class Usage:
     """Bytes in memory; pages that ranks share count for each of them."""
     pss: Optional[int] = None
     """Bytes in memory, shared pages divided among those who share; None where the system does not say."""
-    cpu: float = 0.0
-    """Per cent of one core."""
+    cpu: Optional[float] = None
+    """Per cent of one core since the last look; None at the first."""
     hbm: Optional[Tuple[int, int]] = None
     """MB in use and in all on its card."""
 
@@ -74,15 +74,18 @@ class Memory:
     @property
     def cpu(self) -> float:
         """Per cent of one core that all ranks use together."""
-        return sum(usage.cpu for usage in self.usage.values())
+        return sum(usage.cpu or 0.0 for usage in self.usage.values())
 
     def _of(self, tree: List[psutil.Process]) -> Usage:
         usage = Usage()
         shares: List[Optional[int]] = []
         for process in tree:
             with contextlib.suppress(psutil.Error, OSError):
+                known = self._known.get((process.pid, process.create_time()))
                 process = self._known.setdefault((process.pid, process.create_time()), process)
-                usage.cpu += process.cpu_percent(None)  # since the last call on this very object
+                busy = process.cpu_percent(None)  # since the last call on this very object; the first one says 0
+                if known is not None:
+                    usage.cpu = (usage.cpu or 0.0) + busy
                 usage.rss += process.memory_info().rss
                 shares.append(getattr(process.memory_full_info(), "pss", None))
         if shares and None not in shares:

@@ -6,7 +6,7 @@ import fcntl
 import json
 import os
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Dict, List, Optional, Tuple, Union
+from typing import IO, TYPE_CHECKING, Any, Dict, Iterable, List, Optional, Tuple, Union
 
 from qwenlib.errors import Refused
 from qwenlib.monitor.reader import Follower, LossReader, Step
@@ -74,7 +74,8 @@ class MetricsTail:
         self.follower, self.reader = Follower(log), LossReader()
         self.written = Follower(self.metrics)
         self._half = b""
-        self._written_to = 0
+        self._steps: List[int] = []
+        self._known: Optional[int] = None
         self._lock: Optional[IO[bytes]] = None
 
     def update(self, last: bool = False) -> List[Dict[str, Any]]:
@@ -95,10 +96,23 @@ class MetricsTail:
             steps += self.reader.feed(data)
         if last:
             steps += self.reader.close()
-        new = [self._record(step) for step in steps if step.step > self._written_to]
+        new = [self._record(step) for step in self._not_written(steps)]
         if new:
             append(self.metrics, new)
         return records + new
+
+    def _not_written(self, steps: List[Step]) -> List[Step]:
+        """Without those of the log that an earlier watcher wrote: they stand at the file's end, in the same order.
+
+        Before them may stand what a resumed training began with. Numbers alone do not tell: a restarted training goes
+        back and trains steps once more.
+        """
+        if self._known is None and steps:
+            first = steps[0].step
+            self._known = len(self._steps) - self._steps.index(first) if first in self._steps else 0
+        known = min(self._known or 0, len(steps))
+        self._known = self._known and self._known - known
+        return steps[known:]
 
     def close(self) -> None:
         """Let another watcher write."""
@@ -131,8 +145,7 @@ class MetricsTail:
         data = b"".join(iter(self.written.read, b""))
         *lines, self._half = (self._half + data).split(b"\n")
         records = [record for record in map(_parsed, lines) if record is not None]
-        # Known by step, not by line: a resumed training begins with the lines of the one before.
-        self._written_to = max([self._written_to, *(int(record["step"]) for record in records)])
+        self._steps += [int(record["step"]) for record in records]
         return records
 
     def _record(self, step: Step) -> Dict[str, Any]:
@@ -193,6 +206,8 @@ def read_metrics(path: Union[str, Path]) -> pandas.DataFrame:
 def read_records(path: Union[str, Path]) -> List[Dict[str, Any]]:
     """The lines of ``metrics.jsonl`` (or of the run directory that holds it); [] when there is none.
 
+    What a restarted training trained once more is there once, as it was the last time.
+
     Raises:
         Refused: a line that is not a JSON object (path and line).
     """
@@ -207,7 +222,17 @@ def read_records(path: Union[str, Path]) -> List[Dict[str, Any]]:
             raise Refused(f"{path}, line {number}: not JSON ({error.msg}).") from None
         if not isinstance(records[-1], dict):
             raise Refused(f"{path}, line {number}: a step is a JSON object, found {line[:60]}.")
-    return records
+    return join([], records)
+
+
+def join(kept: List[Dict[str, Any]], more: Iterable[Dict[str, Any]]) -> List[Dict[str, Any]]:
+    """Append ``more`` to ``kept`` and return it; a step that was trained once more ends what was told from it on."""
+    for record in more:
+        step = record.get("step")
+        while kept and isinstance(step, int) and isinstance(kept[-1].get("step"), int) and kept[-1]["step"] >= step:
+            kept.pop()
+        kept.append(record)
+    return kept
 
 
 def to_frame(records: List[Dict[str, Any]]) -> pandas.DataFrame:

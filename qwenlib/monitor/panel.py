@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import io
+import re
 import sys
 import threading
 import time
@@ -16,7 +17,7 @@ from typing import Any, Dict, List, Optional
 from qwenlib.files import atomic_path
 from qwenlib.launch.failure import last_lines
 from qwenlib.monitor.memory import Memory
-from qwenlib.monitor.metrics import to_frame
+from qwenlib.monitor.metrics import join, to_frame
 from qwenlib.monitor.plots import plot
 from qwenlib.progress import PLAIN_SECONDS, headless, in_kernel
 
@@ -25,6 +26,9 @@ REDRAW_SECONDS = 1.0
 """Never redraw more often; and never spend more than 5 % of the time with drawing, which the ranks pay for."""
 LOG_LINES, LOG_WIDTH, MOST_ROWS = 5, 160, 16
 _GIB = 2**30
+_ORIGIN = re.compile(r"^\d{4}-\d\d-\d\d (\d\d:\d\d:\d\d),\d{3} - mindformers\S* - (\w+) - ")
+"""How MindFormers' log lines begin."""
+_BLANKS = re.compile(r"\s{3,}")
 
 
 class LivePlot:
@@ -64,7 +68,7 @@ class LivePlot:
 
     def update(self, records: List[Dict[str, Any]], launch: Optional[Dict[str, Any]] = None) -> None:
         """Take new records and the launch's state; redraw or print when it is time."""
-        self.records += records
+        join(self.records, records)
         if launch is not None:
             self._launch = launch
             self.memory.look(launch)
@@ -86,8 +90,11 @@ class LivePlot:
 
     def status(self) -> str:
         """One line: where the run is, how it goes, how long it will still take."""
-        elapsed = self._elapsed()
+        elapsed, state = self._elapsed(), self._launch.get("state")
+        ended = f"{state} after {duration(elapsed)}" if state in ("failed", "stopped") else ""
         if not self.records:
+            if ended:
+                return f"{self.title}: {ended}, no step"
             busy = f", ranks busy with {self.memory.cpu:.0f} % CPU" if self.memory.cpu >= 1 else ""
             return f"{self.title}: starting and compiling… {elapsed:.0f} s{busy}, no step yet"
         last = self.records[-1]
@@ -99,7 +106,7 @@ class LivePlot:
         if last.get("mfu") is not None:
             text += f", MFU {last['mfu']:.1%}"
         left = self.seconds_left()
-        return text + (f", about {duration(left)} left" if left else f", {duration(elapsed)}")
+        return text + ", " + (ended or (f"about {duration(left)} left" if left else duration(elapsed)))
 
     def seconds_left(self) -> Optional[float]:
         """From the median time of the last steps; the first one, which compiles, does not count."""
@@ -125,7 +132,7 @@ class LivePlot:
                     if usage.pss is None
                     else f"{usage.pss / _GIB:.2f} ({usage.rss / _GIB:.2f})"
                 )
-                cpu = f"{usage.cpu:.0f} %"
+                cpu = "" if usage.cpu is None else f"{usage.cpu:.0f} %"
                 card = "" if usage.hbm is None else f"{usage.hbm[0]} / {usage.hbm[1]}"
             if rank in self.memory.peak:
                 peak = f"{self.memory.peak[rank] / _GIB:.2f}"
@@ -170,7 +177,7 @@ class LivePlot:
         rows = self.rows()
         head, *body = _drop_empty([head, *rows[:MOST_ROWS]])
         more = f"… and {len(rows) - MOST_ROWS} more ranks" if len(rows) > MOST_ROWS else ""
-        log = [line[:LOG_WIDTH] for line in last_lines(self.log, LOG_LINES)] if self.log else []
+        log = [brief(line) for line in last_lines(self.log, LOG_LINES)] if self.log else []
         plain = [self.status(), *["  ".join(row) for row in ([head, *body] if body else [])], more, *log]
         html = [f"<p><b>{escape(self.status())}</b></p>"]
         if body:
@@ -218,6 +225,11 @@ class LivePlot:
         with contextlib.suppress(TypeError):
             vars(button.comm).pop("_reply_subshell_id", None)
         return shown
+
+
+def brief(line: str) -> str:
+    """A log line as narrow as it can be told: time without the date, no source file, no runs of blanks."""
+    return _BLANKS.sub("  ", _ORIGIN.sub(r"\1 \2 ", line))[:LOG_WIDTH]
 
 
 def _drop_empty(table: List[List[str]]) -> List[List[str]]:

@@ -60,7 +60,10 @@ def _plot_memory(axes: Any, memory: Sequence[Tuple[float, Dict[int, int]]]) -> N
     for rank in sorted({rank for _, sample in memory for rank in sample}):
         seen = [((at - start) / 60, sample[rank] / _GIB) for at, sample in memory if rank in sample]
         axes.plot(*zip(*seen), marker="o" if len(seen) < 4 else "", label=f"rank {rank}")
-    axes.set(title="host memory of the ranks, GiB", xlabel="minutes", ylim=(0, None))
+    width = max(0.1, (memory[-1][0] - start) / 60 if memory else 0.0)  # one sample has no width of its own
+    edge = 0.03 * width
+    axes.set(title="host memory of the ranks, GiB", xlabel="minutes", xlim=(-edge, width + edge))
+    axes.set_ylim(0, 1.1 * max([0.01, *(bytes_ / _GIB for _, sample in memory for bytes_ in sample.values())]))
     axes.grid(alpha=0.3)
     if not memory:
         axes.text(0.5, 0.5, "no rank seen here", ha="center", color="0.5", transform=axes.transAxes)

@@ -8,6 +8,7 @@ from typing import Any, Dict, List, Optional, Union
 from qwenlib.errors import Refused
 
 FOLDER = "tensorboard"
+MISSING = "TensorBoard event files need the package tensorboardX: pip install tensorboardX"
 SCALARS = {
     "loss": "train/loss",
     "lr": "train/learning_rate",
@@ -23,6 +24,19 @@ SCALARS = {
 """Column of the metrics -> name in TensorBoard."""
 
 
+def writer_class() -> Any:
+    """tensorboardX's writer; asked for before the ranks start.
+
+    Raises:
+        Refused: tensorboardX is not installed.
+    """
+    try:
+        from tensorboardX import SummaryWriter
+    except ImportError:
+        raise Refused(MISSING) from None
+    return SummaryWriter
+
+
 class EventWriter:
     """Writes metrics into ``folder`` as they come.
 
@@ -31,12 +45,8 @@ class EventWriter:
     """
 
     def __init__(self, folder: Union[str, Path]):
-        try:
-            from tensorboardX import SummaryWriter
-        except ImportError:
-            raise Refused("TensorBoard event files need the package tensorboardX: pip install tensorboardX") from None
         self.folder = Path(folder)
-        self._writer: Any = SummaryWriter(str(self.folder))
+        self._writer: Any = writer_class()(str(self.folder))
 
     def add(self, records: List[Dict[str, Any]]) -> None:
         """Add steps; a value that was not in the log (or not finite) is left out."""

@@ -6,10 +6,11 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Dict, List, Optional, Union
 
+from qwenlib import launch
 from qwenlib.errors import QwenlibError, WorkFailed
 from qwenlib.launch import Run
-from qwenlib.monitor.attach import Attached, Facts
 from qwenlib.monitor.diagnosis import diagnose
+from qwenlib.monitor.facts import Facts
 from qwenlib.monitor.metrics import METRICS_FILE, MetricsTail, read_metrics
 from qwenlib.monitor.panel import LivePlot
 from qwenlib.monitor.tensorboard import FOLDER, EventWriter
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def watch(
-    run: Union[Run, Attached],
+    run: Run,
     *,
     seq_length: int,
     total_steps: int = 0,
@@ -45,7 +46,7 @@ def watch(
         flops_per_token: :func:`qwenlib.monitor.flops.flops_per_token`, for the MFU.
         peak_flops: FLOP/s of a card (:func:`qwenlib.monitor.flops.peak_here`); None: no MFU.
         seconds: between two plain lines when headless.
-        timeout: seconds after which the run is ended.
+        timeout: seconds after which a tied run is ended, and a detached one no longer watched.
         tensorboard: also write event files below ``tensorboard/`` in the run directory.
 
     Returns:
@@ -71,20 +72,20 @@ def attach(
 ) -> pandas.DataFrame:
     """Go on watching a run of which only the directory is known, from another kernel or shell.
 
-    What was seen before is shown, too. An interrupt ends the watching, not the training. A run that has ended is
-    told as :func:`watch` would have.
+    What was seen before is shown, too. An interrupt, or ``timeout``, ends the watching, not the training. A run that
+    has ended is told as :func:`watch` would have.
 
     Raises:
         Refused: there is no launch in ``run_dir``.
         WorkFailed: as :func:`watch`.
     """
-    run = Attached(run_dir)
+    run = launch.attach(run_dir)
     facts = Facts.load(run.run_dir, run.poll().get("id"))
     return _follow(run, facts, seconds, timeout, EventWriter(run.run_dir / FOLDER) if tensorboard else None)
 
 
 def _follow(
-    run: Union[Run, Attached], facts: Facts, seconds: float, timeout: Optional[float], writer: Optional[EventWriter]
+    run: Run, facts: Facts, seconds: float, timeout: Optional[float], writer: Optional[EventWriter]
 ) -> pandas.DataFrame:
     status = run.poll()
     here = [entry["rank"] for entry in status.get("ranks") or []]

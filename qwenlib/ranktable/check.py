@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple, Union
@@ -15,13 +16,16 @@ from qwenlib.errors import Refused
 from qwenlib.profile import Profile
 from qwenlib.ranktable.draft import Walk
 from qwenlib.ranktable.model import RankTable
-from qwenlib.ranktable.parse import decode, format_of, parse
-from qwenlib.ranktable.rules import FAIL, NOT_CHECKED, OK, RULES, WARN, Problem
+from qwenlib.ranktable.parse import decode, foreign, format_of, parse, read_raw
+from qwenlib.ranktable.rules import FAIL, NOT_CHECKED, OK, RULES, WARN, Problem, ranges, shown
 from qwenlib.ranktable.shape import shape_problems
-from qwenlib.ranktable.whoami import who_am_i
+from qwenlib.ranktable.whoami import Me, visible_ids, who_am_i
 
 HOST_RULES = (16, 17, 19, 22, 24, 25, 26, 27)
 """Rules about this machine or a profile: checked only when there is something to compare with."""
+
+MANY = 8
+"""More rules than these that were not checked for one reason are told in one line, by their numbers."""
 
 
 @dataclass(frozen=True)
@@ -60,15 +64,21 @@ class CheckReport:
             f"{self.path}: format {self.format}, {f'{self.table.ranks} ranks' if self.table else 'not usable as it is'}"
         ]
         lines += [item.text() for item in self.problems]
-        lines += [
-            f"not checked: rule {rule}: {RULES[rule].title} ({why})" for rule, why in sorted(self.not_checked.items())
-        ]
+        whys: Dict[str, List[int]] = {}
+        for rule, why in sorted(self.not_checked.items()):
+            whys.setdefault(why, []).append(rule)
+        for why, rules in whys.items():
+            if len(rules) > MANY:
+                lines.append(f"not checked: rules {ranges(rules)} ({why})")
+            else:
+                lines += [f"not checked: rule {rule}: {RULES[rule].title} ({why})" for rule in rules]
         states = [self.state(rule) for rule in RULES]
         lines.append(
             f"{states.count(OK)} rules OK, {states.count(FAIL)} FAIL, {states.count(WARN)} WARN, "
             f"{states.count(NOT_CHECKED)} not checked"
         )
-        lines.append(f"sha256 {self.sha256} (must be the same on every node)")
+        if self.sha256:
+            lines.append(f"sha256 {self.sha256} (must be the same on every node)")
         return "\n".join(lines)
 
     def to_dict(self) -> Dict[str, Any]:
@@ -115,21 +125,22 @@ def check(
     if path.suffix != ".json":
         problems.append(Problem(FAIL, "", 1, f"is called {path.name}; HCCL reads *.json only"))
     try:
-        raw = path.read_bytes()
+        raw = read_raw(path)
     except OSError as error:
         problems.append(Problem(FAIL, "", 2, f"{path} cannot be read: {error.strerror}"))
-        return CheckReport(str(path), "", "unknown", tuple(problems), {**off, 3: "there is no file"})
+        return CheckReport(str(path), "", "unknown", tuple(problems), {**off, 3: "needs a file that can be read"})
     digest = hashlib.sha256(raw).hexdigest()
     try:
-        document = decode(raw, str(path))
+        document = decode(raw, path.name)
     except Refused as error:
         problems.append(Problem(FAIL, "", 3, str(error)))
         return CheckReport(str(path), digest, "unknown", tuple(problems), off)
     try:
-        kind = format_of(document, str(path))
+        kind = format_of(document, path.name)
     except Refused as error:
-        rule = 4 if document.get("status") == "initializing" else 33
-        problems.append(Problem(FAIL, "status" if rule == 4 else "", rule, str(error)))
+        other, _ = foreign(document)
+        rule = 4 if not other and document.get("status") == "initializing" else 33
+        problems.append(Problem(FAIL, "status" if rule == 4 else other, rule, str(error), "" if other else None))
         off.pop(rule)
         return CheckReport(str(path), digest, "unknown", tuple(problems), off)
     walk = Walk(document, kind)
@@ -137,9 +148,11 @@ def check(
     if kind == "v0":
         message = "is v0: HCCL takes it, MindFormers' launchers do not; 01_env writes the v1.0 conversion"
         problems.append(Problem(WARN, "group_list", 34, message))
-    off = {21: f"a {kind} table has no super pods", 19: "needs a process that has opened its card"}
+    off = {21: f"a {kind} table has no super pods"}
     off.update(
-        {32: "a v0 table has no version", 6: "a v0 table has no server_count"} if kind == "v0" else {31: "v0 only"}
+        {32: "a v0 table has no version", 6: "a v0 table has no server_count", 35: "v1.0 only"}
+        if kind == "v0"
+        else {31: "v0 only"}
     )
     table = None
     if any(item.level == FAIL and item.rule not in (1,) for item in problems):
@@ -184,7 +197,7 @@ def _host(
     me = who_am_i(table, environ, addresses)
     if me.server is None:
         problems.append(Problem(FAIL, _lists(table), 25, f"this host is none of the servers: {me.reason}"))
-        off.update(dict.fromkeys((22, 26, 27), "this host is not in the table"))
+        off.update(dict.fromkeys((19, 22, 26, 27), "this host is not in the table"))
         return
     if me.warning:
         problems.append(Problem(WARN, _lists(table), 25, me.warning))
@@ -195,6 +208,7 @@ def _host(
         if device.device_id not in nodes:
             message = f"card {device.device_id} is not here; /dev has davinci {', '.join(map(str, nodes))}"
             problems.append(Problem(FAIL, f"{paths[device.rank_id]}.device_id", 26, message))
+    _opened_card(table, me, paths, nodes, environ, problems, off)
     known, said = device_ips([device.device_id for device in me.devices], root, environ, timeout)
     if not known:
         off[27] = off[22] = "; ".join(said)
@@ -211,11 +225,41 @@ def _rank_variable(table: RankTable, environ: Mapping[str, str], problems: List[
     value = environ.get("RANK_ID")
     if value is None:
         off[16] = off[17] = "the variable RANK_ID is not set"
-    elif not (value.isascii() and value.isdigit()):
-        problems.append(Problem(FAIL, "", 16, f"RANK_ID is {value!r}"))
+    elif not re.fullmatch("[0-9]{1,9}", value):
+        problems.append(Problem(FAIL, "", 16, f"RANK_ID is {shown(value)}"))
         off[17] = "RANK_ID is no number"
     elif int(value) >= table.ranks:
         problems.append(Problem(FAIL, "", 17, f"RANK_ID is {value}, but the table has {table.ranks} ranks"))
+
+
+def _opened_card(
+    table: RankTable,
+    me: Me,
+    paths: Mapping[Optional[int], str],
+    nodes: Sequence[int],
+    environ: Mapping[str, str],
+    problems: List[Problem],
+    off: Dict[int, str],
+) -> None:
+    """Rule 19 for the process that RANK_ID and DEVICE_ID describe: this one, when the platform has started it."""
+    rank, logical = (environ.get(name, "") for name in ("RANK_ID", "DEVICE_ID"))
+    if not all(re.fullmatch("[0-9]{1,6}", text) for text in (rank, logical)) or int(rank) >= table.ranks:
+        off[19] = "RANK_ID and DEVICE_ID do not both name a rank and its card"
+        return
+    if not nodes:
+        off[19] = "the physical ids of the cards in here are not known"
+        return
+    path = f"{paths[int(rank)]}.device_id"
+    wanted = {device.rank_id: device.device_id for device in me.devices}.get(int(rank))
+    visible = visible_ids(nodes, environ)
+    if wanted is None:
+        problems.append(Problem(FAIL, path, 19, f"RANK_ID {rank} is a rank of another host than this"))
+    elif int(logical) >= len(visible):
+        message = f"DEVICE_ID {logical} is none of the {len(visible)} card(s) in here: it counts them from 0"
+        problems.append(Problem(FAIL, path, 19, message, "invalid device"))
+    elif visible[int(logical)] != wanted:
+        message = f"is {wanted}, but RANK_ID {rank} with DEVICE_ID {logical} opens card {visible[int(logical)]}"
+        problems.append(Problem(FAIL, path, 19, message))
 
 
 def _lists(table: RankTable) -> str:

@@ -6,10 +6,12 @@ import re
 from dataclasses import dataclass, field
 from typing import Any, Dict, List, Mapping, Optional
 
-from qwenlib.ranktable.rules import FAIL, WARN, Problem
+from qwenlib.ascend.hccn import is_ip
+from qwenlib.ranktable.rules import FAIL, WARN, Problem, shown
 
 MAX_SERVER_ID = 64
 NUMBER = re.compile(r"[0-9]{1,9}")
+ADDRESS_LIKE = re.compile(r"[0-9xX*]+(\.[0-9xX*]+){3}")
 
 
 @dataclass
@@ -49,9 +51,9 @@ class Walk:
         else:
             self._version_0(document)
 
-    def fail(self, path: str, rule: int, message: str) -> None:
-        """Note a broken rule."""
-        self.problems.append(Problem(FAIL, path, rule, message))
+    def fail(self, path: str, rule: int, message: str, said: Optional[str] = None) -> None:
+        """Note a broken rule; ``said``: HCCL's words when they are not the rule's usual ones."""
+        self.problems.append(Problem(FAIL, path, rule, message, said))
 
     def warn(self, path: str, rule: int, message: str) -> None:
         """Note something that HCCL takes and that is still worth a look."""
@@ -67,7 +69,7 @@ class Walk:
         if isinstance(value, str):
             return value
         if isinstance(value, int) and not isinstance(value, bool):
-            self.fail(path, 5, f'found the bare number {value}; write it as a text: "{value}"')
+            self.fail(path, 5, f"found the bare number {shown(value)[1:-1]}; write it as a text, in quotes")
             return str(value)
         self.fail(path, 5, f"must be a text, found {_kind(value)}")
         return None
@@ -78,7 +80,7 @@ class Walk:
         if value is None:
             return None
         if not NUMBER.fullmatch(value):
-            self.fail(path, rule, f"must be a whole number written as a text, found {value!r}")
+            self.fail(path, rule, f"must be a whole number written as a text, found {shown(value)}")
             return None
         return int(value)
 
@@ -100,20 +102,25 @@ class Walk:
         if status == "initializing":
             self.fail("status", 4, "is initializing: the platform has not filled the table yet; wait for it")
         elif status is not None and status != "completed":
-            self.fail("status", 4, f"must be completed (or initializing while it is filled), found {status!r}")
+            self.fail("status", 4, f"must be completed (or initializing while it is filled), found {shown(status)}")
 
     def _server_id(self, entry: Mapping[str, Any], path: str) -> str:
+        if "server_id" not in entry:
+            self.fail(path, 8, "server_id is missing", "")
+            return ""
         server_id = self.text(entry, "server_id", path, 8)
         if server_id is None:
             return ""
         if not server_id.strip():
-            self.fail(path, 8, "is empty")
+            self.fail(path, 8, "is empty", "serverId[] is empty")
         elif len(server_id) > MAX_SERVER_ID:
-            self.fail(path, 8, f"has {len(server_id)} characters; at most {MAX_SERVER_ID} are allowed")
+            self.fail(path, 8, f"has {len(server_id)} characters; at most {MAX_SERVER_ID} are allowed", "")
         elif server_id != server_id.strip():
             self.warn(path, 8, f"has blanks around it: {server_id!r} is another name than {server_id.strip()!r}")
         elif len(server_id) == MAX_SERVER_ID:
             self.warn(path, 8, "has 64 characters; older CANN allows 63")
+        elif ADDRESS_LIKE.fullmatch(server_id) and not is_ip(server_id):
+            self.warn(path, 8, f"{server_id!r} looks like an address and is none: mistyped, or a sample's placeholder?")
         return server_id
 
     def _card(self, entry: Optional[Mapping[str, Any]], path: str) -> CardDraft:
@@ -127,7 +134,7 @@ class Walk:
     def _version_1(self, document: Mapping[str, Any]) -> None:
         version = self.text(document, "version", "version", 32)
         if version is not None and version != "1.0":
-            self.fail("version", 32, f'must be "1.0", found {version!r}')
+            self.fail("version", 32, f'must be "1.0", found {shown(version)}')
         entries = self.objects(document, "server_list", "server_list", 7)
         count = self.number(document, "server_count", "server_count", 6, required=False)
         if count is not None and count != len(entries):
@@ -143,6 +150,9 @@ class Walk:
             server.server_id = self._server_id(entry, f"{path}.server_id")
             if "host_nic_ip" in entry:
                 self.text(entry, "host_nic_ip", f"{path}.host_nic_ip", 5)
+            if "host_ip" in entry:
+                message = "makes HCCL use the host's network instead of the cards' (host_nic_ip does not); meant so?"
+                self.warn(f"{path}.host_ip", 35, message)
             for position, item in enumerate(self.objects(entry, "device", f"{path}.device", 9)):
                 card = self._card(item, f"{path}.device[{position}]")
                 if item is not None:
@@ -173,7 +183,7 @@ class Walk:
                 if "pod_name" in entry and isinstance(entry["pod_name"], str) and not pod.strip():
                     self.fail(f"{where}.pod_name", 31, "is empty")
                 if pod and pod in pods:
-                    self.fail(f"{where}.pod_name", 31, f"{pod!r} is used already at {pods[pod]}")
+                    self.fail(f"{where}.pod_name", 31, f"{shown(pod)} is used already at {pods[pod]}")
                 pods.setdefault(pod, f"{where}.pod_name")
                 server_id = self._server_id(entry, f"{where}.server_id")
                 server = by_id.setdefault(server_id or where, ServerDraft(where, {}, server_id))

@@ -36,7 +36,7 @@ def find(
     """
     if explicit:
         path = Path(explicit).expanduser()
-        return Found(_inside(path), f"{_inside(path)} was given", True)
+        return Found(path / FILE_NAME if path.is_dir() else path, "given by you", True)
     looked: List[str] = []
     for name in VARIABLES:
         value = environ.get(name, "").strip()
@@ -47,12 +47,11 @@ def find(
     for file in PLATFORM_FILES:
         path = under(root, file)
         if path.is_file():
-            return Found(path, f"the platform put it at {path} ({'; '.join(looked)})")
+            return Found(path, f"found in the platform's place; {'; '.join(looked)}")
         looked.append(f"there is no {path}")
     return Found(None, "; ".join(looked))
 
 
 def _inside(path: Path) -> Path:
-    if path.is_file():
-        return path
-    return path / FILE_NAME if path.is_dir() or not path.suffix else path
+    folder = path.is_dir() or not (path.exists() or path.suffix)  # /user/config may be mounted later
+    return path / FILE_NAME if folder else path

@@ -8,7 +8,7 @@ import socket
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, Tuple, Union
 
-from qwenlib.ascend.hccn import device_ips
+from qwenlib.ascend.hccn import device_ips, is_ip
 from qwenlib.ascend.tools import TIMEOUT
 from qwenlib.errors import Refused
 from qwenlib.files import atomic_path
@@ -23,10 +23,12 @@ def device_range(device_num: str, device_num_per_node: int = 8) -> List[int]:
     Raises:
         Refused: not a range, outside ``[0, device_num_per_node)``, empty, or across the 910A groups 0-3 and 4-7.
     """
-    match = re.fullmatch(r"\s*\[\s*(\d{1,3})\s*,\s*(\d{1,3})\s*[)\]]\s*", device_num)
+    match = re.fullmatch(r"\s*\[\s*([0-9]{1,3})\s*,\s*([0-9]{1,3})\s*[)\]]\s*", device_num)
     if not match:
-        raise Refused(f'device_num must look like "[0,8)" (quoted, the end not included), found {device_num!r}.')
+        raise Refused(f'device_num must look like "[0,8)" (quoted, the end not included), found {device_num[:80]!r}.')
     first, last = int(match.group(1)), int(match.group(2))
+    if not 1 <= device_num_per_node <= 16:
+        raise Refused(f"device_num_per_node must be 1 to 16 (a 910A server has 8), found {device_num_per_node}.")
     if last > device_num_per_node:
         raise Refused(f"device_num {device_num} must lie in [0,{device_num_per_node}).")
     if first >= last:
@@ -60,7 +62,7 @@ def generate(
         Refused: a bad range, no server address, a card without an address, or a table that would break the rules.
     """
     logical = device_range(device_num, device_num_per_node)
-    physical = _visible(visible_devices)
+    physical = card_ids(visible_devices)
     if logical[-1] >= len(physical):
         raise Refused(
             f"device_num {device_num} needs {logical[-1] + 1} visible devices, but visible_devices lists "
@@ -93,8 +95,10 @@ def server_address(server_ip: str = "") -> Tuple[str, List[str]]:
         Refused: the host name does not resolve, and no address was given.
     """
     if server_ip:
-        if "/" in server_ip or not server_ip.strip():
-            raise Refused(f"server_ip must be an address or a host name, found {server_ip!r}.")
+        if not re.fullmatch(r"[A-Za-z0-9._:-]{1,64}", server_ip):
+            raise Refused(f"server_ip must be an address or a host name, found {server_ip[:80]!r}.")
+        if re.fullmatch(r"[0-9.]+", server_ip) and not is_ip(server_ip):
+            raise Refused(f"server_ip {server_ip} is no address: four numbers from 0 to 255 with dots between.")
         return server_ip, [f"server_id {server_ip} was given"]
     name = socket.gethostname()
     try:
@@ -107,13 +111,18 @@ def server_address(server_ip: str = "") -> Tuple[str, List[str]]:
     return address, [note]
 
 
-def _visible(text: str) -> List[int]:
+def card_ids(text: str, what: str = "visible_devices") -> List[int]:
+    """``"4,5,6,7"`` as numbers, in the order given.
+
+    Raises:
+        Refused: something else than numbers, or a card named twice; the message begins with ``what``.
+    """
     parts = [part.strip() for part in text.split(",")]
     if not all(re.fullmatch(r"[0-9]{1,2}", part) for part in parts):
-        raise Refused(f'visible_devices must be physical card ids like "4,5,6,7", found {text!r}.')
+        raise Refused(f'{what} must be physical card ids like "4,5,6,7", found {text[:80]!r}.')
     ids = [int(part) for part in parts]
     if len(set(ids)) != len(ids):
-        raise Refused(f"visible_devices names a card twice: {text}.")
+        raise Refused(f"{what} names a card twice: {text}.")
     return ids
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import textwrap
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Dict, List, Mapping, Optional, Tuple, Union
@@ -16,7 +17,7 @@ from qwenlib.ranktable.generate import generate, write_table
 from qwenlib.ranktable.model import RankTable
 from qwenlib.ranktable.rules import brief
 from qwenlib.ranktable.wait import TIMEOUT, look, wait_for
-from qwenlib.ranktable.whoami import SCRUB, Me, rank_environments, who_am_i
+from qwenlib.ranktable.whoami import PER_RANK, SCRUB, Me, rank_environments, who_am_i
 
 
 @dataclass(frozen=True)
@@ -43,17 +44,20 @@ class Layout:
         """Global number of this host's first rank."""
         return int(self.environments[0].get("RANK_ID", "0")) if self.environments else 0
 
-    def text(self) -> str:
-        """The layout in sentences."""
+    def text(self, width: int = 0) -> str:
+        """The layout in sentences, folded at ``width`` columns (0: not at all)."""
         lines = [self.reason]
         if self.report is not None:
             lines += [item.text() for item in self.report.problems]
             lines.append(f"sha256 {self.report.sha256} (must be the same on every node)")
         if self.me is not None:
             who = self.me.server.server_id if self.me.server else "none of the servers"
-            lines.append(f"this host is {who}: {self.me.reason}" + (f" ({self.me.warning})" if self.me.warning else ""))
+            lines.append(f"this host is {who}: {self.me.reason}")  # its warning is a problem of the report
         if self.scrub:
             lines.append(f"taken away from the ranks' environment: {', '.join(self.scrub)}")
+        if width > 40:
+            fold = textwrap.TextWrapper(width, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False)
+            lines = [part for line in lines for part in fold.wrap(line)]
         return "\n".join(lines)
 
 
@@ -82,6 +86,9 @@ def resolve_layout(
     """
     ranks, cpu = planned_ranks(profile), profile.device_target == "CPU"
     found = find(rank_table, environ, root)
+    own = {name: value for name, value in environ.items() if name not in PER_RANK}  # of one rank: not of this process
+    if rank_table and found.path is not None and not found.path.parent.is_dir():
+        raise Refused(f"rank_table {rank_table}: there is no folder {found.path.parent}. Correct the path.")
     if cpu or ranks == 1:
         reason = _no_table(profile, ranks, bool(device_nodes(root)))
         scrub = sorted(name for name in SCRUB if name in environ)
@@ -89,17 +96,17 @@ def resolve_layout(
             if rank_table:
                 raise Refused(f"rank_table {rank_table}: {look(Path(str(found.path)))[1]}.")
             return Layout(reason, ranks, environments=[] if cpu else [{"DEVICE_ID": "0"}], scrub=scrub)
-        report = check(found.path, None, root, environ)
+        report = check(found.path, None, root, own)
         reason += f" There is one at {found.path} ({found.reason}); it is shown below and not used."
         me = who_am_i(report.table, environ) if report.table else None
         shown = [] if cpu else [{"DEVICE_ID": "0"}]
         return Layout(reason, ranks, table=report.table, me=me, report=report, scrub=scrub, environments=shown)
     if found.path is not None:
         wait_for(found.path, wait_seconds)
-        path, reason = found.path, f"rank table {found.path}: {found.reason}."
+        path, reason = found.path, f"rank table {found.path} ({found.reason})."
     else:
         path, reason = _generated(Path(folder), ranks, device_num, server_ip, root, environ, found.reason)
-    report = check(path, profile, root, environ)
+    report = check(path, profile, root, own)
     if report.fails or report.table is None:
         raise Refused(f"rank table {path} has {len(report.fails)} problem(s): {brief(report.fails)}.")
     table = report.table

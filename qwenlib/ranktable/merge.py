@@ -37,7 +37,15 @@ def merge_files(paths: Sequence[Union[str, Path]], keep_order: bool = False) -> 
     Raises:
         Refused: see :func:`merge`, and :func:`qwenlib.ranktable.parse.load` for each file.
     """
-    tables = [load(path) for path in paths]
+    tables: List[RankTable] = []
+    bad: List[str] = []
+    for path in paths:
+        try:
+            tables.append(load(path))
+        except Refused as error:
+            bad.append(str(error))
+    if bad:
+        raise Refused(" ".join(bad))
     homes: Dict[Tuple[str, str], Union[str, Path]] = {}
     doubles: List[str] = []
     for path, table in zip(paths, tables):
@@ -45,13 +53,14 @@ def merge_files(paths: Sequence[Union[str, Path]], keep_order: bool = False) -> 
             for kind, value in [("server", server.server_id), *(("address", d.device_ip) for d in server.devices)]:
                 if value and (kind, value) in homes:
                     doubles.append(f"{kind} {value} is in {homes[kind, value]} and in {path}")
+                    if kind == "server":
+                        break  # its addresses are doubled, too
                 homes.setdefault((kind, value), path)
     if doubles:
         more = f"; and {len(doubles) - 6} more" if len(doubles) > 6 else ""
         raise Refused(
             f"these tables do not belong together: {'; '.join(doubles[:6])}{more}. Merge one table a server; a "
-            "glob such "
-            "as hccl*.json also takes the result of an earlier merge."
+            "glob such as hccl*.json also takes the result of an earlier merge."
         )
     return merge(tables, keep_order)
 
@@ -61,5 +70,5 @@ def _sort_key(server: Server) -> Tuple[int, Tuple[Tuple[int, Union[int, str]], .
         address = ipaddress.ip_address(server.server_id)
         return address.version, ((0, int(address)),)
     except ValueError:
-        parts = re.findall(r"\d+|\D+", server.server_id)
-        return 9, tuple((0, int(part)) if part.isdigit() else (1, part) for part in parts)
+        parts = re.findall(r"[0-9]+|[^0-9]+", server.server_id)
+        return 9, tuple((0, int(part)) if part[0] in "0123456789" else (1, part) for part in parts)

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import stat
 from pathlib import Path
-from typing import Any, Dict, List, Mapping, Union
+from typing import Any, Dict, List, Mapping, Tuple, Union
 
 from qwenlib.errors import Refused
 from qwenlib.ranktable.draft import ServerDraft, Walk
 from qwenlib.ranktable.model import Device, RankTable, Server, extras
-from qwenlib.ranktable.rules import FAIL, Problem, brief
+from qwenlib.ranktable.rules import FAIL, WARN, Problem, brief
 from qwenlib.ranktable.shape import shape_problems
+
+MAX_BYTES = 64 * 2**20
+"""A table of 8,192 ranks has about 1 MiB."""
 
 
 def load(path: Union[str, Path]) -> RankTable:
@@ -30,7 +36,7 @@ def read_document(path: Union[str, Path]) -> Dict[str, Any]:
     """
     path = Path(path)
     try:
-        raw = path.read_bytes()
+        raw = read_raw(path)
     except FileNotFoundError:
         raise Refused(
             f"there is no rank table {path}. qwenlib ranktable generate makes one on an Ascend host."
@@ -40,6 +46,22 @@ def read_document(path: Union[str, Path]) -> Dict[str, Any]:
     except OSError as error:
         raise Refused(f"rank table {path} cannot be read: {error.strerror}.") from None
     return decode(raw, str(path))
+
+
+def read_raw(path: Path) -> bytes:
+    """The bytes of a rank table; a pipe (nobody may ever write to it) and a checkpoint are not read at all.
+
+    Raises:
+        OSError: it cannot be read, is no ordinary file, or is larger than any rank table (:data:`MAX_BYTES`).
+    """
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+        state = os.fstat(file.fileno())
+        if not stat.S_ISREG(state.st_mode):
+            raise OSError(errno.EINVAL, "it is no ordinary file", str(path))
+        if state.st_size > MAX_BYTES:
+            size = f"it has {state.st_size / 2**20:.0f} MiB, and no rank table has more than {MAX_BYTES // 2**20}"
+            raise OSError(errno.EFBIG, size, str(path))
+        return file.read()
 
 
 def decode(raw: bytes, where: str) -> Dict[str, Any]:
@@ -74,21 +96,10 @@ def format_of(document: Mapping[str, Any], where: str = "rank table") -> str:
     Raises:
         Refused: a table for other machines, each by its name and with what to do; or no known key at all.
     """
-    use = "make one for the 910A: qwenlib ranktable generate"
-    if "server_group_list" in document:
-        raise Refused(f"{where} is a MindIE global rank table (server_group_list), which HCCL does not read; {use}.")
-    if "rank_list" in document or "rank_count" in document:
-        raise Refused(f"{where} is a rank table of Ascend A5 (rank_list), not of a 910A server; {use}.")
-    devices = [
-        card
-        for server in _list(document.get("server_list"))
-        for card in _list(server.get("device") if isinstance(server, dict) else None)
-    ]
-    super_pod = any(isinstance(card, dict) and "super_device_id" in card for card in devices[:1])
-    if document.get("version") == "1.2" or "super_pod_list" in document or super_pod:
+    key, what = foreign(document)
+    if key:
         raise Refused(
-            f"{where} is a v1.2 rank table (A3 super pods: super_pod_list, super_device_id), not one of a 910A server; "
-            f"{use}, or ask the platform for a v1.0 table."
+            f"{where} is {what}; make one for the 910A: qwenlib ranktable generate, or ask the platform for v1.0."
         )
     if "server_list" in document:
         return "v1.0"
@@ -98,6 +109,28 @@ def format_of(document: Mapping[str, Any], where: str = "rank table") -> str:
         raise Refused(f"{where}: status is initializing: the platform has not filled the table yet; wait for it.")
     keys = ", ".join(map(repr, list(document)[:8])) or "nothing"
     raise Refused(f"{where} is no rank table: it has neither server_list (v1.0) nor group_list (v0); it has {keys}.")
+
+
+def foreign(document: Mapping[str, Any]) -> Tuple[str, str]:
+    """(the key that tells, the name) of a format for other machines; ("", "") for any other document."""
+    if "server_group_list" in document:
+        return "server_group_list", "a MindIE global rank table (server_group_list), which HCCL does not read"
+    for key in ("rank_list", "rank_count"):
+        if key in document:
+            return key, "a rank table of Ascend A5 (rank_list), not of a 910A server"
+    devices = [
+        card
+        for server in _list(document.get("server_list"))
+        for card in _list(server.get("device") if isinstance(server, dict) else None)
+    ]
+    super_pods = "a v1.2 rank table (A3 super pods: super_pod_list, super_device_id), not one of a 910A server"
+    if "super_pod_list" in document:
+        return "super_pod_list", super_pods
+    if document.get("version") == "1.2":
+        return "version", super_pods
+    if any(isinstance(card, dict) and "super_device_id" in card for card in devices[:1]):
+        return "server_list[0].device[0].super_device_id", super_pods
+    return "", ""
 
 
 def problems_of(document: Mapping[str, Any], where: str = "rank table") -> List[Problem]:
@@ -118,10 +151,16 @@ def parse(document: Mapping[str, Any], where: str = "rank table") -> RankTable:
     """
     kind = format_of(document, where)
     walk = Walk(document, kind)
-    broken = [item for item in walk.problems + shape_problems(walk.servers) if item.level == FAIL]
+    found = walk.problems + shape_problems(walk.servers)
+    broken = [item for item in found if item.level == FAIL]
     if broken:
-        told = brief(broken)
-        raise Refused(f"{where} breaks {len(broken)} rule(s): {told}. All of it: qwenlib ranktable check {where}")
+        if any(item.rule == 30 for item in broken):  # pod names without a number are what makes ranks interleave
+            found = broken + [item for item in found if item.level == WARN and item.rule == 31]
+        else:
+            found = broken
+        raise Refused(
+            f"{where} breaks {len(broken)} rule(s): {brief(found)}. All of it: qwenlib ranktable check {where}"
+        )
     return RankTable(tuple(_server(draft, kind) for draft in walk.servers), kind)
 
 

@@ -1,4 +1,4 @@
-"""What a rank table must obey: the checks of HCCL's parser (1-22), and more that HCCL leaves to fail later (23-34).
+"""What a rank table must obey: the checks of HCCL's parser (1-22), and more that HCCL leaves to fail later (23-35).
 
 Sources: HCCL user guide (CANN 8.0.RC3, training series) and parser messages; MindFormers hccl_tools.py for the 910A
 group rule. ``hccl`` is the text HCCL would have shown, ``code`` its error code ("" where HCCL says nothing at all).
@@ -7,7 +7,7 @@ group rule. ``hccl`` is the text HCCL would have shown, ``code`` its error code 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Dict, List, Sequence
+from typing import Dict, List, Optional, Sequence
 
 FAIL, WARN, NOT_CHECKED, OK = "FAIL", "WARN", "not checked", "OK"
 
@@ -30,31 +30,46 @@ class Problem:
     path: str
     rule: int
     message: str
+    said: Optional[str] = None
+    """HCCL's text when it is not the rule's usual one ("": HCCL says nothing about this)."""
+
+    @property
+    def hccl(self) -> str:
+        """What HCCL would have said: nothing about what is a warning only."""
+        usual = RULES[self.rule].hccl if self.said is None else self.said
+        return usual if self.level == FAIL else ""
+
+    @property
+    def code(self) -> str:
+        """HCCL's error code for it ("" where HCCL says nothing)."""
+        return RULES[self.rule].code if self.hccl else ""
 
     def text(self) -> str:
         """One line for people."""
-        rule = RULES[self.rule]
-        hccl = f" [HCCL {rule.code}: {rule.hccl}]" if rule.hccl else ""
-        return f"{self.level} {self.path or '(file)'}: {self.message} (rule {self.rule}: {rule.title}){hccl}"
+        hccl = f" [HCCL {self.code}: {self.hccl}]" if self.hccl else ""
+        title = RULES[self.rule].title
+        return f"{self.level} {self.path or '(file)'}: {self.message} (rule {self.rule}: {title}){hccl}"
 
     def brief(self) -> str:
         """For a message that tells several."""
-        code = RULES[self.rule].code
+        code = self.code
         return f"{self.path or '(file)'}: {self.message} (rule {self.rule}{f'; HCCL {code}' if code else ''})"
 
     def to_dict(self) -> Dict[str, object]:
         """For ``--json``."""
-        rule = RULES[self.rule]
         return {
             "level": self.level,
             "path": self.path,
             "rule": self.rule,
-            "title": rule.title,
+            "title": RULES[self.rule].title,
             "message": self.message,
-            "hccl_text": rule.hccl,
-            "hccl_code": rule.code,
+            "hccl_text": self.hccl,
+            "hccl_code": self.code,
         }
 
+
+MOST = 80
+"""Characters of a found value in a message."""
 
 _RULES: List[Rule] = [
     Rule(1, "the file name ends with .json", "path is not a valid .json file", "EI0003"),
@@ -121,11 +136,29 @@ _RULES: List[Rule] = [
     Rule(30, "rank ids of different servers do not interleave"),
     Rule(31, "counts and names of the v0 table agree with its lists"),
     Rule(32, 'version is "1.0"', "the file is taken for a group_list table and fails", "EI0004"),
-    Rule(33, "lists and objects are where the format has them", "Invalid ranktable format.", "EI0004"),
+    Rule(33, "the format is v1.0 or v0, lists and objects where it has them", "Invalid ranktable format.", "EI0004"),
     Rule(34, "the table is in the v1.0 format, which MindFormers' launchers take"),
+    Rule(35, "no host_ip, which moves HCCL from the cards' ports to the host's"),
 ]
 
 RULES: Dict[int, Rule] = {rule.number: rule for rule in _RULES}
+
+
+def shown(value: object) -> str:
+    """A value found in a file, for a message: quoted, and cut where nobody reads on."""
+    text = repr(value if isinstance(value, str) else str(value))
+    return text if len(text) <= MOST else f"{text[:MOST]}… ({len(text) - 2} characters)"
+
+
+def ranges(numbers: Sequence[int]) -> str:
+    """``4, 6-9, 12`` of ``[4, 6, 7, 8, 9, 12]``."""
+    runs: List[List[int]] = []
+    for number in sorted(numbers):
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 2 else ", ".join(map(str, run)) for run in runs)
 
 
 def brief(problems: Sequence[Problem], most: int = 12) -> str:

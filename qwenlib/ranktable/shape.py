@@ -7,7 +7,7 @@ from collections import Counter
 from typing import Dict, Hashable, List, Sequence, Tuple
 
 from qwenlib.ranktable.draft import CardDraft, ServerDraft
-from qwenlib.ranktable.rules import FAIL, WARN, Problem
+from qwenlib.ranktable.rules import FAIL, WARN, Problem, shown
 
 MAX_DEVICE_ID = 7
 CARDS_PER_SERVER = (1, 2, 4, 8)
@@ -69,12 +69,12 @@ def _addresses(servers: Sequence[ServerDraft], problems: List[Problem]) -> None:
             try:
                 value = ipaddress.ip_address(address)
             except ValueError:
-                problems.append(Problem(FAIL, path, 11, f"{address!r} is no IP address"))
+                problems.append(Problem(FAIL, path, 11, f"{shown(address)} is no IP address"))
                 continue
             if value.is_unspecified or value.is_multicast:
-                problems.append(Problem(FAIL, path, 11, f"{address!r} cannot be the address of a card"))
+                problems.append(Problem(FAIL, path, 11, f"{shown(address)} cannot be the address of a card"))
             elif value.is_loopback:
-                problems.append(Problem(WARN, path, 11, f"{address!r} is a loopback address"))
+                problems.append(Problem(WARN, path, 11, f"{shown(address)} is a loopback address"))
             _once(seen, value, path, 12, problems)
         if first_size is None:
             first_size = (len(addresses), path)
@@ -127,7 +127,15 @@ def _cards(servers: Sequence[ServerDraft], problems: List[Problem]) -> None:
                 ids.append(card.device_id)
         if len(server.cards) in (2, 4) and len(ids) == len(server.cards) and not same_group(ids):
             message = f"cards {', '.join(map(str, sorted(ids)))} lie in both groups; take them from 0-3 or from 4-7"
+            message += f" ({', '.join(f'{card.path}.device_id' for card in _odd_ones(server.cards))})"
             problems.append(Problem(FAIL, _list_path(server), 28, message))
+
+
+def _odd_ones(cards: Sequence[CardDraft]) -> List[CardDraft]:
+    """The cards of the group that has fewer of them; all when both have as many."""
+    halves = [[card for card in cards if (card.device_id or 0) // 4 == group] for group in (0, 1)]
+    low, high = sorted(halves, key=len)
+    return low if len(low) < len(high) else list(cards)
 
 
 def same_group(ids: Sequence[int]) -> bool:
@@ -174,7 +182,7 @@ def _planes(known: Sequence[Tuple[CardDraft, int, int]], bits: int) -> List[Prob
 
 def _once(seen: Dict[Hashable, str], value: Hashable, path: str, rule: int, problems: List[Problem]) -> bool:
     if value in seen:
-        problems.append(Problem(FAIL, path, rule, f"{str(value)!r} is used already at {seen[value]}"))
+        problems.append(Problem(FAIL, path, rule, f"{shown(value)} is used already at {seen[value]}"))
         return False
     seen[value] = path
     return True

@@ -28,6 +28,10 @@ def subset(
     chosen = _servers(table, servers)
     if cards is not None:
         chosen = [_cut(server, cards) for server in chosen]
+    chosen = [
+        dataclasses.replace(server, devices=tuple(sorted(server.devices, key=lambda item: item.rank_id)))
+        for server in chosen
+    ]  # whatever the order in the file, the ranks keep theirs
     result = RankTable(tuple(chosen), table.source_format).renumbered()
     parse(result.to_dict(), "the smaller table")
     return result
@@ -56,7 +60,6 @@ def _cut(server: Server, cards: Sequence[int]) -> Server:
     if unknown or not cards:
         raise Refused(
             f"server {server.server_id} has no card {', '.join(map(str, unknown)) or '(none given)'}; it has the "
-            "physical "
-            f"ids {', '.join(map(str, have))}."
+            f"physical ids {', '.join(map(str, have))}."
         )
     return dataclasses.replace(server, devices=tuple(d for d in server.devices if d.device_id in set(cards)))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from pathlib import Path
 from typing import Any, Callable, Dict, Tuple, Union
 
 from qwenlib.errors import Refused, WorkFailed
 from qwenlib.progress import Progress
-from qwenlib.ranktable.parse import decode
+from qwenlib.ranktable.parse import decode, read_raw
 
 TIMEOUT = 1800.0
 """Seconds; HCCL itself gives up after as many."""
@@ -32,9 +33,11 @@ def wait_for(
 
     Raises:
         WorkFailed: ``timeout`` seconds have passed; the message names what is missing.
-        Refused: the file is broken in a way that waiting does not mend.
+        Refused: the file is broken in a way that waiting does not mend; a ``timeout`` that never comes.
     """
     path = Path(path)
+    if not 0 <= timeout < math.inf:
+        raise Refused(f"wait_seconds must be a number of seconds, 0 or more, found {timeout:g}; for ever is no choice.")
     start = clock()
     stable: Tuple[Any, float] = (None, start)
     document, missing, broken = look(path)
@@ -47,7 +50,7 @@ def wait_for(
             if stamp != stable[0]:
                 stable = (stamp, now)
             if broken and now - stable[1] >= settle:
-                decode(path.read_bytes(), str(path))  # raises, with line and column
+                decode(read_raw(path), str(path))  # raises, with line and column
             if now - start >= timeout:
                 raise WorkFailed(
                     f"the rank table is not ready after {timeout:g} s: {missing}. On ModelArts, see whether all nodes "
@@ -65,7 +68,7 @@ def wait_for(
 def look(path: Path) -> Tuple[Any, str, bool]:
     """One look: (the document or None, what is missing, whether the file is damaged rather than cut off)."""
     try:
-        raw = path.read_bytes()
+        raw = read_raw(path)
     except FileNotFoundError:
         return None, f"{path} does not exist", False
     except OSError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import re
 import socket
@@ -10,10 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Dict, List, Mapping, Optional, Sequence, Tuple, Union
 
+from qwenlib.ascend.devices import visible_devices
+from qwenlib.ascend.hccn import is_ip
 from qwenlib.errors import Refused
 from qwenlib.ranktable.model import Device, RankTable, Server
 
-SCRUB = ("RANK_TABLE_FILE", "RANK_TABLE_FILE_V_1_0", "RANK_ID", "RANK_SIZE", "DEVICE_ID", "ASCEND_DEVICE_ID")
+PER_RANK = ("RANK_ID", "RANK_SIZE", "DEVICE_ID", "ASCEND_DEVICE_ID")
+"""Variables of one rank; the launcher gives each rank its own."""
+
+SCRUB = ("RANK_TABLE_FILE", "RANK_TABLE_FILE_V_1_0", "MINDSPORE_HCCL_CONFIG_PATH", *PER_RANK)
 """Variables to take away from a job on one card: left over from the platform, they make HCCL start."""
 
 CONNECT_TIMEOUT = 1800
@@ -52,6 +58,8 @@ def who_am_i(
     tried: List[str] = []
     for name in POD_VARIABLES:
         value = environ.get(name, "")
+        if name == "HOSTNAME" and not value and addresses is None:
+            value = socket.gethostname()
         found = [server for server in table.servers if value and value in server.pods]
         if found:
             return Me(found[0], f"{name}={value} is a pod of server {found[0].server_id}", value)
@@ -65,25 +73,31 @@ def who_am_i(
     if number is not None:
         me = _by_worker(table, number, source)
         if me.server is not None:
-            return me
+            return dataclasses.replace(me, warning=_contradicted(me.server, environ))
         tried.append(me.reason)
     else:
         tried.append(source)
     own = list(local_addresses() if addresses is None else addresses)
     for value in own:
         if value in by_id:
-            return Me(by_id[value], f"{value} is an address or name of this host")
+            reason = f"{value} is an address or name of this host"
+            return Me(by_id[value], reason, warning=_contradicted(by_id[value], environ))
     tried.append(f"none of this host's addresses ({', '.join(own[:6]) or 'none'}) is a server_id")
     if len(table.servers) == 1:
         server = table.servers[0]
-        told = environ.get("MA_CURRENT_HOST_IP") or environ.get("MA_CURRENT_IP")
-        warning = f"nothing here proves that this is server {server.server_id}"
-        if server.server_id.startswith("127."):
-            warning = ""
-        elif told:
-            warning = f"the platform calls this host {told}, the table {server.server_id}: is it the table of this job?"
+        warning = _contradicted(server, environ)
+        if not warning and not server.server_id.startswith("127."):
+            warning = f"nothing here proves that this is server {server.server_id}"
         return Me(server, "the table has one server only", warning=warning)
     return Me(None, "; ".join(tried))
+
+
+def _contradicted(server: Server, environ: Mapping[str, str]) -> str:
+    """A warning when the platform calls this host by another address than the table ("" when both are names)."""
+    told = environ.get("MA_CURRENT_HOST_IP") or environ.get("MA_CURRENT_IP") or ""
+    if not told or not is_ip(server.server_id) or server.server_id.startswith("127."):
+        return ""
+    return f"the platform calls this host {told}, the table {server.server_id}: is it the table of this job?"
 
 
 def worker_index(environ: Mapping[str, str]) -> Tuple[Optional[int], str]:
@@ -104,7 +118,7 @@ def worker_index(environ: Mapping[str, str]) -> Tuple[Optional[int], str]:
 def _by_worker(table: RankTable, number: int, source: str) -> Me:
     pods = [(server, pod) for server in table.servers for pod in server.pods]
     for server, pod in pods:
-        match = re.search(r"-worker-([0-9]+)$", pod)
+        match = re.search(r"-worker-([0-9]{1,6})$", pod)
         if match and int(match.group(1)) == number:
             return Me(server, f"{source}: pod {pod} of server {server.server_id}", pod)
     ordered = table.by_rank
@@ -135,22 +149,43 @@ def local_addresses() -> List[str]:
     return sorted(unique, key=lambda value: value.startswith("127.") or value == "::1")
 
 
-def logical_ids(devices: Sequence[Device], nodes: Sequence[int] = ()) -> Dict[int, int]:
+def visible_ids(nodes: Sequence[int], environ: Mapping[str, str] = os.environ) -> List[int]:
+    """Physical ids in the order in which a process numbers its cards: entry N has the DEVICE_ID N.
+
+    That is the order of the ids of ``nodes`` (``/dev/davinci*``), of which ASCEND_RT_VISIBLE_DEVICES may pick some.
+
+    Raises:
+        Refused: ASCEND_RT_VISIBLE_DEVICES picks a card that is not here.
+    """
+    visible = sorted(nodes)
+    picked = [part.strip() for part in visible_devices(environ).split(",") if part.strip()]
+    if not picked or not visible:
+        return visible
+    if not all(re.fullmatch("[0-9]{1,6}", part) and int(part) < len(visible) for part in picked):
+        raise Refused(
+            f"ASCEND_RT_VISIBLE_DEVICES={visible_devices(environ)} must pick from the {len(visible)} card(s) in here, "
+            "counted from 0, like 0,1; correct or unset it."
+        )
+    return [visible[int(part)] for part in picked]
+
+
+def logical_ids(
+    devices: Sequence[Device], nodes: Sequence[int] = (), environ: Mapping[str, str] = os.environ
+) -> Dict[int, int]:
     """``{physical id: logical id}`` in this container.
 
-    A container numbers the cards it sees from 0, in the order of their physical ids. ``nodes`` are the physical ids of
+    A container numbers the cards it sees from 0 (:func:`visible_ids`). ``nodes`` are the physical ids of
     ``/dev/davinci*``; empty: the container is taken to have just the cards of ``devices``.
 
     Raises:
         Refused: a card of the table is not visible here.
     """
-    visible = sorted(nodes) or sorted(device.device_id for device in devices)
+    visible = visible_ids(nodes, environ) or sorted(device.device_id for device in devices)
     lost = [str(device.device_id) for device in devices if device.device_id not in visible]
     if lost:
         raise Refused(
             f"the table gives this server the card(s) {', '.join(lost)}, but only {', '.join(map(str, visible))} "
-            "are here "
-            "(/dev/davinci*): it is the table of another job or host."
+            "are here (/dev/davinci*, ASCEND_RT_VISIBLE_DEVICES): it is the table of another job or host."
         )
     return {number: index for index, number in enumerate(visible)}
 
@@ -172,7 +207,7 @@ def rank_environments(
     """
     if me.server is None:
         raise Refused(f"this host is none of the {len(table.servers)} servers of {path}: {me.reason}.")
-    logical = logical_ids(me.devices, nodes)
+    logical = logical_ids(me.devices, nodes, environ)
     result = []
     for device in sorted(me.devices, key=lambda item: item.rank_id):
         number = str(logical[device.device_id])

@@ -8,16 +8,13 @@ from typing import TYPE_CHECKING, Any, Union
 
 from qwenlib.data import count_rows
 from qwenlib.data.mindrecord import row_at
-from qwenlib.data.preview import table, to_html
+from qwenlib.data.preview import to_html, tokens_html
 from qwenlib.errors import QwenlibError
 from qwenlib.progress import headless
 from qwenlib.ui.words import words
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
-
-_CELL = "padding:1px 8px;text-align:left;font-family:monospace;white-space:pre"
-_LEARNED = ";background:#d5f0dc;color:#0b5129"
 
 
 def row_html(mindrecord: Union[str, Path], tokenizer: Tokenizer, row: int, tokens: bool = False) -> str:
@@ -28,15 +25,7 @@ def row_html(mindrecord: Union[str, Path], tokenizer: Tokenizer, row: int, token
     """
     found = row_at(mindrecord, row)
     page = to_html(found, tokenizer)
-    if not tokens:
-        return page
-    heads = "".join(f'<th style="{_CELL}">{name}</th>' for name in ("position", "id", "target", "token", "text"))
-    lines = ""
-    for item in table(found, tokenizer):
-        values = (item["position"], item["id"], item["target"], item["token"], repr(item["text"]))
-        style = _CELL + (_LEARNED if item["learned"] else "")
-        lines += "<tr>" + "".join(f'<td style="{style}">{html.escape(str(value))}</td>' for value in values) + "</tr>"
-    return f'{page}<div style="max-height:24em;overflow:auto"><table><tr>{heads}</tr>{lines}</table></div>'
+    return page + tokens_html(found, tokenizer) if tokens else page
 
 
 def row_viewer(mindrecord: Union[str, Path], tokenizer: Tokenizer, row: int = 0, lang: str = "en") -> Any:

@@ -8,7 +8,7 @@ from qwenlib.weights.lora import join_adapter, merge_lora, save_adapter
 from qwenlib.weights.names import entries
 from qwenlib.weights.place import locate
 from qwenlib.weights.runs import list_checkpoints
-from qwenlib.weights.slicing import merge, slice_checkpoint
+from qwenlib.weights.slicing import merge, slice_checkpoint, slice_for_task
 from qwenlib.weights.source import open_source
 from qwenlib.weights.stats import figure, layer_statistics
 from qwenlib.weights.tiny import make_tiny
@@ -30,4 +30,5 @@ __all__ = [
     "read_folder",
     "save_adapter",
     "slice_checkpoint",
+    "slice_for_task",
 ]

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Dict, List, Union
+from typing import Any, Dict, List, NamedTuple, Union
 
 from qwenlib.progress import Progress
-from qwenlib.weights.kinds import FLOATS, KINDS, as_float32
+from qwenlib.weights.kinds import FLOATS, KINDS, as_float32, cast
+from qwenlib.weights.pump import Pace
 from qwenlib.weights.source import Source, open_source
 from qwenlib.weights.tensors import Files, Tensor, matrix
 
@@ -17,11 +18,15 @@ BLOCK = 4 * 2**20
 def check(first: Union[str, Path, Source], second: Union[str, Path, Source], tolerance: float = 0.0) -> Dict[str, Any]:
     """Compare two of: Hugging Face folder, .ckpt file, model_dir, folder of rank slices. Names are MindSpore's.
 
+    Two tensors are equal when their shapes are and when no value differs by more than ``tolerance``, or when one is
+    exactly the other cast to its number type: a bfloat16 model and the float16 checkpoint made of it differ below
+    2**-14, where float16 has fewer digits.
+
     Returns:
-        ``{"equal", "tensors", "different", "only_in_first", "only_in_second", "max_abs_diff", "rows"}``; a row is
-        ``{"name", "shape", "dtype", "other_shape", "other_dtype", "max_abs_diff", "equal"}``; ``equal`` asks for the
-        same shape and, up to ``tolerance``, the same values (a float16 and its float32 copy are equal);
-        ``max_abs_diff`` is None when shapes differ.
+        ``{"equal", "tensors", "different", "rounded", "only_in_first", "only_in_second", "max_abs_diff", "rows"}``; a
+        row is ``{"name", "shape", "dtype", "other_shape", "other_dtype", "max_abs_diff", "rounded", "equal"}``;
+        ``rounded``: equal by the cast only; ``max_abs_diff`` is None when shapes differ, NaN when one has a NaN where
+        the other has none.
 
     Raises:
         Refused: one of them cannot be read.
@@ -30,10 +35,13 @@ def check(first: Union[str, Path, Source], second: Union[str, Path, Source], tol
     left, right = sides[0].tensors, sides[1].tensors
     both = [name for name in left if name in right]
     rows: List[Dict[str, Any]] = []
-    with Files() as files, Progress("check", len(both), "tensors") as bar:
+    total = sum(left[name].bytes for name in both)
+    with Files() as files, Progress("check", max(1, total // 10**6), "MB") as bar:
+        pace = Pace(bar, total)
         for name in both:
             rows.append(_compare(files, left[name], right[name], tolerance))
-            bar.advance(note=name)
+            pace.advance(left[name].bytes, name)
+        pace.end()
     only = [[name for name in one if name not in other] for one, other in ((left, right), (right, left))]
     different = sum(not row["equal"] for row in rows)
     numbers = [row["max_abs_diff"] for row in rows if row["max_abs_diff"] is not None]
@@ -41,6 +49,7 @@ def check(first: Union[str, Path, Source], second: Union[str, Path, Source], tol
         "equal": not different and not only[0] and not only[1],
         "tensors": len(rows),
         "different": different,
+        "rounded": sum(row["rounded"] for row in rows),
         "only_in_first": only[0],
         "only_in_second": only[1],
         "max_abs_diff": max(numbers, key=lambda value: float("inf") if value != value else value, default=None),
@@ -49,12 +58,12 @@ def check(first: Union[str, Path, Source], second: Union[str, Path, Source], tol
 
 
 def same(first: Tensor, second: Tensor) -> bool:
-    """The same shape and the same values."""
+    """The same shape and the same values, whatever their number types."""
     with Files() as files:
-        return bool(_compare(files, first, second)["equal"])
+        return first.shape == second.shape and _differ(files, first, second).largest == 0
 
 
-def _compare(files: Files, first: Tensor, second: Tensor, tolerance: float = 0.0) -> Dict[str, Any]:
+def _compare(files: Files, first: Tensor, second: Tensor, tolerance: float) -> Dict[str, Any]:
     row: Dict[str, Any] = {
         "name": first.name,
         "shape": list(first.shape),
@@ -62,41 +71,77 @@ def _compare(files: Files, first: Tensor, second: Tensor, tolerance: float = 0.0
         "other_shape": list(second.shape),
         "other_dtype": second.kind,
         "max_abs_diff": None,
+        "rounded": False,
         "equal": False,
     }
     if first.shape == second.shape:
-        row["max_abs_diff"] = largest_difference(files, first, second)
-        row["equal"] = row["max_abs_diff"] <= tolerance
+        found = _differ(files, first, second)
+        row["max_abs_diff"] = found.largest
+        row["rounded"] = found.cast and not found.largest <= tolerance
+        row["equal"] = found.largest <= tolerance or found.cast
     return row
 
 
-def largest_difference(files: Files, first: Tensor, second: Tensor) -> float:
-    """max |first - second|; NaN when one of them has a NaN where the other has none."""
+class _Difference(NamedTuple):
+    largest: float
+    """max |first - second|; NaN when one has a NaN where the other has none."""
+    cast: bool
+    """One is the other, cast."""
+
+
+def _differ(files: Files, first: Tensor, second: Tensor) -> _Difference:
     import numpy
 
     if len(first.parts) == len(second.parts) == 1:
         first, second = first.flat(), second.flat()
     rows, columns = matrix(first.shape)
     step = max(1, BLOCK // max(1, columns * max(KINDS[first.kind].width, KINDS[second.kind].width)))
-    largest = 0.0
+    largest, casts = 0.0, [first.kind != second.kind] * 2
     for top in range(0, rows, step):
         bottom = min(rows, top + step)
-        a, b = files.rows(first, top, bottom)[0], files.rows(second, top, bottom)[0]
-        if first.kind == second.kind and numpy.array_equal(a.view(numpy.uint8), b.view(numpy.uint8)):
+        a, b = (files.rows(tensor, top, bottom)[0].reshape(-1) for tensor in (first, second))
+        if first.kind == second.kind and bytes_equal(a, b):
             continue
-        wide = [
-            as_float32(array, kind).astype(numpy.float64) if kind in FLOATS else array.astype(numpy.float64)
-            for array, kind in ((a, first.kind), (b, second.kind))
-        ]
-        alike = (wide[0] == wide[1]) | (numpy.isnan(wide[0]) & numpy.isnan(wide[1]))
-        if alike.all():
+        wide = [_wide(array, kind) for array, kind in ((a, first.kind), (b, second.kind))]
+        odd = numpy.flatnonzero(wide[0] != wide[1])
+        if len(odd):  # NaN is not even itself
+            odd = odd[~(numpy.isnan(wide[0][odd]) & numpy.isnan(wide[1][odd]))]
+        if not len(odd):
             continue
+        for number, (array, kind, other, goal) in enumerate(
+            ((a, first.kind, wide[1], second.kind), (b, second.kind, wide[0], first.kind))
+        ):
+            casts[number] = casts[number] and _is_cast(array[odd], kind, other[odd], goal)
         with numpy.errstate(invalid="ignore"):
-            found = numpy.abs(wide[0] - wide[1])[~alike].max()
+            found = numpy.abs(numpy.subtract(wide[0][odd], wide[1][odd], dtype=numpy.float64)).max()
         if numpy.isnan(found):
-            return float("nan")
+            return _Difference(float("nan"), False)
         largest = max(largest, float(found))
-    return largest
+    return _Difference(largest, any(casts) and 0 < largest < float("inf"))
+
+
+def bytes_equal(first: Any, second: Any) -> bool:
+    """The same bits, for two contiguous arrays of one type."""
+    import numpy
+
+    wide = numpy.uint64 if first.nbytes % 8 == 0 else numpy.uint8
+    return bool(numpy.array_equal(first.view(wide), second.view(wide)))
+
+
+def _wide(array: Any, kind: str) -> Any:
+    import numpy
+
+    return as_float32(array, kind) if kind in FLOATS else array.astype(numpy.float64)
+
+
+def _is_cast(array: Any, kind: str, other: Any, goal: str) -> bool:
+    """Whether ``array`` of ``kind``, cast to ``goal``, has the values ``other``, with nothing that did not fit."""
+    import numpy
+
+    if kind not in FLOATS or goal not in FLOATS:
+        return False
+    out, counts = cast(numpy.ascontiguousarray(array), kind, goal)
+    return not counts.overflow and bool((_wide(out, goal) == other).all())
 
 
 def table(found: Dict[str, Any], every: bool = False) -> str:
@@ -116,7 +161,8 @@ def table(found: Dict[str, Any], every: bool = False) -> str:
             lines.append(f"only in the {where}: {', '.join(names[:6])}{more}")
     number = "-" if found["max_abs_diff"] is None else f"{found['max_abs_diff']:.3e}"
     verdict = "equal" if found["equal"] else "different"
+    cast = f", {found['rounded']} are equal up to the rounding of their number type" if found["rounded"] else ""
     lines.append(
-        f"{verdict}: {found['tensors']} tensors in both, {found['different']} differ, largest difference {number}"
+        f"{verdict}: {found['tensors']} tensors in both, {found['different']} differ{cast}, largest difference {number}"
     )
     return "\n".join(lines)

@@ -7,26 +7,25 @@ from typing import Dict, List, Sequence, Tuple
 
 from qwenlib.errors import Refused
 from qwenlib.weights.ckpt_read import read_table
-from qwenlib.weights.place import newest
 from qwenlib.weights.slice_plan import Plan
 from qwenlib.weights.tensors import Part, Tensor, Window, elements, matrix
 
 
-def gather(folder: Path, ranks: Dict[int, Path], plan: Plan, shapes: Dict[str, Tuple[int, ...]]) -> Dict[str, Tensor]:
-    """Every tensor that the ranks hold, put together from their slices (replicas: the first rank's).
+def gather(folder: Path, files: Dict[int, Path], plan: Plan, shapes: Dict[str, Tuple[int, ...]]) -> Dict[str, Tensor]:
+    """Every tensor that the ranks' ``files`` hold, put together from their slices (replicas: the first rank's).
 
     ``shapes``: full shapes by name; what is not named there must be the same on every rank.
 
     Raises:
         Refused: ranks are missing or too many, or slices are missing or have another shape than the plan's; all told.
     """
-    missing = sorted(set(range(plan.ranks)) - set(ranks))
-    if missing or len(ranks) > plan.ranks:
+    missing = sorted(set(range(plan.ranks)) - set(files))
+    if missing or len(files) > plan.ranks:
         raise Refused(
-            f"{folder} holds {len(ranks)} ranks, the plan has {plan.ranks}"
+            f"{folder} holds {len(files)} ranks, the plan has {plan.ranks}"
             + (f"; missing: {', '.join(f'rank_{rank}' for rank in missing)}." if missing else ".")
         )
-    tables = {rank: read_table(newest(path)) for rank, path in ranks.items()}
+    tables = {rank: read_table(path) for rank, path in files.items()}
     problems: List[str] = []
     found: Dict[str, Tensor] = {}
     for name in dict.fromkeys(name for table in tables.values() for name in table):

@@ -15,6 +15,7 @@ from qwenlib.profile import Model
 from qwenlib.weights import torch_bin
 from qwenlib.weights.kinds import BY_SAFETENSORS, FLOATS
 from qwenlib.weights.names import Entry, entries
+from qwenlib.weights.sizes import read_config, read_sizes
 from qwenlib.weights.tensors import Part, Tensor, whole
 
 INDEX = "model.safetensors.index.json"
@@ -23,13 +24,8 @@ BIN_INDEX = "pytorch_model.bin.index.json"
 BIN_SINGLE = "pytorch_model.bin"
 SHOWN = 24
 """Problems told at once."""
-_SIZES = {
-    "hidden_size": "hidden_size",
-    "num_hidden_layers": "num_layers",
-    "num_attention_heads": "num_heads",
-    "vocab_size": "vocab_size",
-    "intermediate_size": "intermediate_size",
-}
+HEADER = 100 * 10**6
+"""Largest table of a safetensors file, as its own library has it."""
 
 
 @dataclass(frozen=True)
@@ -63,34 +59,13 @@ def read_folder(folder: Union[str, Path]) -> Folder:
     folder = Path(folder).expanduser()
     if not folder.is_dir():
         raise Refused(f"there is no weights folder {folder}. Give the folder that holds config.json.")
-    if not (folder / "config.json").is_file():
-        held = ", ".join(sorted(item.name for item in folder.iterdir())[:8]) or "nothing"
-        raise Refused(f"{folder} has no config.json (it holds: {held}). Download the whole Qwen1.5 folder.")
-    config = read_json(folder / "config.json")
-    if not isinstance(config, dict) or config.get("model_type") != "qwen2":
-        kind = config.get("model_type") if isinstance(config, dict) else type(config).__name__
-        raise Refused(
-            f"{folder}/config.json: model_type is {kind!r}; only Qwen1.5 (model_type 'qwen2') can be converted."
-        )
-    sizes = _sizes(folder, config)
+    config = read_config(folder)
+    sizes = read_sizes(folder, config)
     where, tensors = _locate(folder)
     tied = bool(config.get("tie_word_embeddings")) and "lm_head.weight" not in where
     _check_tensors(folder, entries(Model(**sizes)), where, tensors, tied)
     total = sum(path.stat().st_size for path in set(where.values()))
     return Folder(folder, sizes, tied, where, total, tensors)
-
-
-def _sizes(folder: Path, config: Dict[str, Any]) -> Dict[str, Any]:
-    problems = [key for key in _SIZES if not isinstance(config.get(key), int) or config[key] < 1]
-    if problems:
-        raise Refused(f"{folder}/config.json: {', '.join(problems)} must be positive integers; the file is not whole.")
-    sizes: Dict[str, Any] = {ours: config[theirs] for theirs, ours in _SIZES.items()}
-    heads = config.get("num_key_value_heads")
-    sizes["n_kv_heads"] = heads if heads and heads != sizes["num_heads"] else None
-    sizes["rms_norm_eps"] = float(config.get("rms_norm_eps", 1e-6))
-    sizes["theta"] = float(config.get("rope_theta", 1000000.0))
-    sizes["max_position_embedding"] = int(config.get("max_position_embeddings", 32768))
-    return sizes
 
 
 def _locate(folder: Path) -> Tuple[Dict[str, Path], Dict[str, Tensor]]:
@@ -166,7 +141,7 @@ def header(path: Path) -> Dict[str, Any]:
     with open(path, "rb") as stream:
         raw = stream.read(8)
         length = struct.unpack("<Q", raw)[0] if len(raw) == 8 else 0
-        if not 2 <= length <= size - 8:
+        if not 2 <= length <= min(size - 8, HEADER):
             raise Refused(f"{path} is not a whole safetensors file ({size} bytes). Download it again.")
         try:
             table = json.loads(stream.read(length))

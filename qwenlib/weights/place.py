@@ -4,28 +4,31 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any, Dict, List, Tuple, Union
+from typing import Any, Dict, List, Union
 
 from qwenlib.errors import Refused
+
+_FOREIGN = (".bin", ".json", ".npz", ".pt", ".pth", ".safetensors")
 
 
 def target(path: Union[str, Path], name: str = "qwen1_5.ckpt", rank: int = 0) -> Path:
     """The file to write: ``path`` itself when it ends in .ckpt, else ``path/rank_0/name`` (or another rank's folder).
 
     Raises:
-        Refused: the rank folder already holds another checkpoint (MindFormers would silently take the last by name).
+        Refused: the rank folder already holds another checkpoint (MindFormers would silently take one of them: the last
+            by name to slice it, the last written to load it), or ``path`` is named as another kind of file.
     """
     path = Path(path).expanduser()
-    if path.suffix == ".ckpt":
-        return path
-    folder = path / f"rank_{rank}"
-    others = [item.name for item in sorted(folder.glob("*.ckpt")) if item.name != name]
-    if others:
+    if path.suffix in _FOREIGN or (path.is_file() and path.suffix != ".ckpt"):
+        raise Refused(f"{path}: a MindSpore checkpoint must end in .ckpt; or give the folder it shall lie in.")
+    file = path if path.suffix == ".ckpt" else path / f"rank_{rank}" / name
+    others = [item.name for item in sorted(file.parent.glob("*.ckpt")) if item.name != file.name]
+    if others and re.fullmatch(r"rank_\d+", file.parent.name):
         raise Refused(
-            f"{folder} already holds {', '.join(others)}; MindFormers takes the last one by name, so exactly one may "
+            f"{file.parent} already holds {', '.join(others)}; MindFormers would take one of them, so exactly one may "
             "lie there. Move it away or choose another folder."
         )
-    return folder / name
+    return file
 
 
 def locate(path: Union[str, Path], rank: int = 0) -> Path:
@@ -60,20 +63,3 @@ def describe(sha256: Dict[Path, str]) -> List[Dict[str, Any]]:
         {"file": str(path.absolute()), "bytes": path.stat().st_size, "sha256": digest}
         for path, digest in sorted(sha256.items())
     ]
-
-
-def newest(folder: Path) -> Path:
-    """The .ckpt of a rank folder: the one with the latest step in its name, then the latest written.
-
-    Raises:
-        Refused: the folder holds none.
-    """
-    found = [item for item in folder.glob("*.ckpt") if not item.name.startswith(".")]
-    if not found:
-        raise Refused(f"{folder} holds no .ckpt file.")
-    return max(found, key=lambda item: (_step(item.name), item.stat().st_mtime_ns, item.name))
-
-
-def _step(name: str) -> Tuple[int, int]:
-    match = re.search(r"-(\d+)_(\d+)\.ckpt$", name)
-    return (int(match.group(1)), int(match.group(2))) if match else (-1, -1)

@@ -14,6 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
+from qwenlib.errors import Refused
 from qwenlib.progress import Progress
 from qwenlib.weights.kinds import KINDS, Counts, as_float32, cast
 from qwenlib.weights.output import OutFile
@@ -59,8 +60,9 @@ def run(moves: Sequence[Move], what: str, *, clamp: bool = False, digest: bool =
     """Carry out ``moves``; ``digest`` also computes the SHA-256 of every source file, in the same pass.
 
     Raises:
-        Refused: a source file ends too early.
+        Refused: a source file ends too early, or would be replaced by what is made of it.
     """
+    _refuse_own_source(moves)
     ordered = sorted(moves, key=lambda move: (str(move.tensor.parts[0].path), move.tensor.parts[0].extents[:1]))
     total = sum(move.tensor.bytes for move in ordered)
     pump = _Pump(clamp)
@@ -70,7 +72,7 @@ def run(moves: Sequence[Move], what: str, *, clamp: bool = False, digest: bool =
         buffers.put(None)
     pool = ThreadPoolExecutor(WORKERS, "cast")
     with pump.files, Progress(what, max(1, total // 10**6), "MB") as bar:
-        pace = _Pace(bar, total)
+        pace = Pace(bar, total)
         pending: List[Future[None]] = []
         try:
             for move in ordered:
@@ -93,6 +95,14 @@ def run(moves: Sequence[Move], what: str, *, clamp: bool = False, digest: bool =
         digests = hasher.digests() if hasher else {}
         pace.end()
     return Outcome(total, pump.overflow, pump.nonfinite, digests)
+
+
+def _refuse_own_source(moves: Sequence[Move]) -> None:
+    """What is written gets its name at the end, so that reading would do no harm; but the source would be gone."""
+    read = {part.path.resolve() for move in moves for part in move.tensor.parts}
+    for path in {target.file.path for move in moves for target in move.targets}:
+        if path.resolve() in read:
+            raise Refused(f"{path} is what is read; it would be replaced. Choose another file or folder.")
 
 
 def _ready(buffer: Any) -> Any:
@@ -225,7 +235,7 @@ class _Hasher:
         return {path: state.hexdigest() for path, (state, _) in self.states.items()}
 
 
-class _Pace:
+class Pace:
     """GB/s so far, and the time that is left, behind the bar."""
 
     def __init__(self, bar: Progress, total: int):
@@ -233,6 +243,7 @@ class _Pace:
         self.begun = time.monotonic()
 
     def advance(self, amount: int, name: str) -> None:
+        """Count ``amount`` more bytes; ``name``: of what is at work."""
         before, self.done = self.done, self.done + amount
         speed = self.done / max(time.monotonic() - self.begun, 1e-3)
         left = (self.total - self.done) / max(speed, 1.0)

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any, Dict, List, Optional, Union
 
 from qwenlib.errors import Refused
-from qwenlib.weights.ckpt_read import read_table, value
+from qwenlib.weights.ckpt_read import read_table
+from qwenlib.weights.steps import step_in
 
 _RANK = re.compile(r"rank_(\d+)")
 
@@ -54,8 +55,7 @@ def _describe(path: Path, losses: Dict[int, float]) -> Dict[str, Any]:
     row["rank"] = int(ranks[0]) if ranks else None
     try:
         table = read_table(path)
-        if "global_step" in table:
-            row["step"] = int(value(table["global_step"]).reshape(-1)[0])
+        row["step"] = step_in(table)
     except Refused as error:
         row["problem"] = str(error)
         return row

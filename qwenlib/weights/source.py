@@ -22,6 +22,7 @@ from qwenlib.weights.layout import Planned
 from qwenlib.weights.names import entries
 from qwenlib.weights.place import locate
 from qwenlib.weights.slice_plan import Plan
+from qwenlib.weights.steps import choose
 from qwenlib.weights.strategy import Cut
 from qwenlib.weights.tensors import Tensor
 
@@ -41,12 +42,16 @@ class Source:
 
 
 def open_source(
-    path: Union[str, Path, Source], plan: Optional[Plan] = None, shapes: Optional[Dict[str, Any]] = None
+    path: Union[str, Path, Source],
+    plan: Optional[Plan] = None,
+    shapes: Optional[Dict[str, Any]] = None,
+    step: Optional[int] = None,
 ) -> Source:
     """Find out what ``path`` is and list its tensors.
 
     ``plan`` and ``shapes`` (full shapes by name) say how rank slices fit together; left out, ``slice.json`` of
-    :func:`qwenlib.weights.slicing.slice_checkpoint` says so.
+    :func:`qwenlib.weights.slicing.slice_checkpoint` says so. ``step``: which checkpoint of a folder that holds several;
+    left out, of ranks the latest that all have.
 
     Raises:
         Refused: nothing there, or nothing that is known; or several ranks and no plan.
@@ -68,8 +73,8 @@ def open_source(
                 f"{path} holds {len(ranks)} ranks and no {SLICE_META}: say how they were cut (--profile, --task), "
                 "or name one rank's .ckpt file."
             )
-        return Source(path, "ranks", gather(path, ranks, plan, shapes))
-    file = locate(path)
+        return Source(path, "ranks", gather(path, choose(ranks, step), plan, shapes))
+    file = choose({0: ranks.get(0, path)}, step)[0] if step is not None and path.is_dir() else locate(path)
     return Source(file, "ckpt", read_table(file))
 
 

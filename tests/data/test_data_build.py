@@ -6,7 +6,7 @@ import contextlib
 import importlib.util
 import json
 import os
-import random
+import re
 import stat
 import subprocess
 import sys
@@ -20,6 +20,7 @@ from qwenlib import data
 from qwenlib.data import mindrecord
 from qwenlib.data.build import lengths
 from qwenlib.data.chatml import read_messages
+from qwenlib.data.layout import check_rows, columns
 from qwenlib.data.length import fit
 from qwenlib.data.meta import read_meta
 from qwenlib.data.rows import COLUMNS, IGNORE, Encoder, to_row
@@ -165,6 +166,27 @@ def test_half_a_pair_is_never_read(built: Path, tmp_path: Path) -> None:
         mindrecord.row_at(built, 240)
 
 
+@pytest.mark.stack
+def test_rows_and_columns_that_do_not_fit_are_told_without_any_notes(built: Path, tmp_path: Path) -> None:
+    from mindspore.mindrecord import FileWriter
+
+    check_rows(built, 60)
+    with pytest.raises(Refused, match=r"rows of 61 tokens \(seq_length 60\), but the training's seq_length is 64"):
+        check_rows(built, 64)
+    other = tmp_path / "other.mindrecord"
+    writer = FileWriter(str(other), 1)
+    writer.add_schema({"input_ids": {"type": "int32", "shape": [-1]}}, "somebody else's")
+    writer.write_raw_data([{"input_ids": numpy.zeros(61, dtype=numpy.int32)}])
+    writer.commit()
+    assert columns(other) == ["input_ids"]
+    with pytest.raises(Refused, match="has no column target_ids, attention_mask; it has input_ids"):
+        check_rows(other, 60)
+    for head in (b"", b"x", b"\xff" * 99, b"\x02" + b"\0" * 7 + b"[]"):
+        other.write_bytes(head)
+        with pytest.raises(Refused, match="does not begin as a MindRecord does"):
+            columns(other)
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -208,6 +230,24 @@ def qwenlib(*arguments: Any, cwd: Path) -> subprocess.CompletedProcess:
     )
 
 
+def on_a_terminal(*arguments: Any, cwd: Path) -> str:
+    """What the command writes when its stdout is a terminal."""
+    import pty
+
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "qwenlib", "data", *map(str, arguments)]
+    environ = {key: value for key, value in os.environ.items() if key != "NO_COLOR"}
+    root = str(Path(data.__file__).parents[2])
+    with subprocess.Popen(command, cwd=str(cwd), stdout=theirs, env={**environ, "PYTHONPATH": root}):
+        os.close(theirs)
+        seen = b""
+        with contextlib.suppress(OSError):  # EIO: the other side is closed
+            while block := os.read(ours, 2**16):
+                seen += block
+    os.close(ours)
+    return seen.decode("utf-8")
+
+
 @pytest.mark.stack
 def test_the_commands_from_alpaca_to_a_look_at_a_row(files_of: Dict[str, Path], tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
@@ -215,6 +255,7 @@ def test_the_commands_from_alpaca_to_a_look_at_a_row(files_of: Dict[str, Path], 
     assert json.loads(done.stdout)["records"] == 240
     vocabulary: List[Any] = [part for name, path in files_of.items() for part in (f"--{name}", path)]
     build = ["build", "--input_glob", "m.json*", "--output_file", "t.mindrecord", "--seq_length", 96, *vocabulary]
+    build += ["--labels", "assistant"]
     done = qwenlib(*build, "--json", cwd=tmp_path)
     assert json.loads(done.stdout)["truncated"] == 0, done.stderr
     again = qwenlib(*build, cwd=tmp_path)
@@ -225,6 +266,11 @@ def test_the_commands_from_alpaca_to_a_look_at_a_row(files_of: Dict[str, Path], 
     done = qwenlib(*look, "--tokens", "--histogram", "h.png", "--messages", "m.jsonl", cwd=tmp_path)
     assert "How do you boil an egg?" in done.stdout
     assert (tmp_path / "h.png").read_bytes().startswith(b"\x89PNG")
+    assert "\x1b" not in done.stdout and "[[" in done.stdout, "no colours for a pipe"
+    seen = on_a_terminal(*look, "--tokens", cwd=tmp_path)
+    assert "\x1b[1;32mPut it in boiling water" in seen
+    assert re.search(r"\x1b\[1;32m +\d+ +(\d+) +\1  P\x1b\[0m", seen), "learned: bold and green, target = id"
+    assert re.search(r"\x1b\[2m +0 +1022 +-100  <\|im_start\|>\x1b\[0m", seen)
     shown = json.loads(qwenlib(*look, "--json", cwd=tmp_path).stdout)
     assert shown["text"].endswith("about eight minutes.<|im_end|>\n")
 
@@ -330,48 +376,3 @@ def test_a_locked_index_is_told_with_what_to_do(tmp_path: Path) -> None:
         locker.kill()
         locker.communicate()
     assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.stack
-@pytest.mark.slow
-def test_killed_at_any_instant_no_half_data_set_is_taken_for_a_whole_one(
-    messages: Path, files_of: Dict[str, Path], tmp_path: Path
-) -> None:
-    target = tmp_path / "t.mindrecord"
-    data.build(messages, target, seq_length=32, **files_of)
-    arguments = {key: str(path) for key, path in files_of.items()}
-    code = (
-        "import sys\nfrom qwenlib import data\nimport mindspore.mindrecord\nprint('go', flush=True)\n"
-        f"data.build({str(messages)!r}, {str(target)!r}, seq_length=48, overwrite=True, **{arguments!r})\n"
-    )
-    environ = {**os.environ, "PYTHONPATH": str(Path(data.__file__).parents[2])}
-    outcomes = []
-    for wait in (random.uniform(0, 0.8) for _ in range(4)):
-        child = subprocess.Popen(
-            [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environ
-        )
-        assert child.stdout is not None
-        child.stdout.readline()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            child.wait(wait)
-        child.kill()
-        child.wait()
-        child.stdout.close()
-        outcomes.append(_state(target))
-    assert set(outcomes) <= {33, 49, "refused"}
-    data.build(messages, target, seq_length=64, overwrite=True, **files_of)
-    assert _state(target) == 65
-    assert sorted(item.name for item in tmp_path.iterdir()) == [
-        f"t.mindrecord{end}" for end in ("", ".db", ".meta.json")
-    ]
-
-
-def _state(target: Path) -> Any:
-    """How long the rows are, all of which are there; "refused" when the pair or its notes are not whole."""
-    try:
-        meta = read_meta(target)
-        rows = [len(row["input_ids"]) for row in data.read_rows(target)]
-    except Refused:
-        return "refused"
-    assert rows == [meta["seq_length"] + 1] * 240
-    return rows[0]

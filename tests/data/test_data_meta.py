@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
-from typing import Any, Dict
+from typing import Any, Dict, List
 
+import numpy
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from qwenlib import data, files
 from qwenlib.data import mindrecord, preview
-from qwenlib.data.meta import META, packing, read_meta
-from qwenlib.data.rows import COLUMNS
+from qwenlib.data.meta import META, Tally, check_vocabulary, packing, quantile, read_meta
+from qwenlib.data.pack import packed_rows
+from qwenlib.data.rows import COLUMNS, Encoded
 from qwenlib.errors import Refused
 from qwenlib.profile import load
 
@@ -55,6 +60,17 @@ def test_another_vocabulary_is_refused(meta: Dict[str, Any], vocabulary: Path, t
     other.write_bytes((vocabulary / "vocab.json").read_bytes() + b" ")
     with pytest.raises(Refused, match=r"vocab_sha256 is \w{12}…, but .* has \w{12}…"):
         fits(meta, vocabulary, vocab_file=other)
+
+
+def test_another_vocabulary_cannot_decode(meta: Dict[str, Any], vocabulary: Path, tmp_path: Path) -> None:
+    vocab, merges = vocabulary / "vocab.json", vocabulary / "merges.txt"
+    check_vocabulary(meta, vocab, merges)
+    other = tmp_path / "merges.txt"
+    other.write_bytes(merges.read_bytes() + b"\n")
+    with pytest.raises(
+        Refused, match=r"built with another merges\.txt than .*Give the vocabulary that it was built with"
+    ):
+        check_vocabulary(meta, vocab, other)
 
 
 def test_every_difference_is_told_at_once(meta: Dict[str, Any], vocabulary: Path) -> None:
@@ -121,3 +137,21 @@ def test_wrong_profile_settings_are_refused(override: str) -> None:
 def test_the_profiles_say_whether_to_pack() -> None:
     assert (load("smoke").data.pack, load("smoke").data.too_long) == (False, "truncate")
     assert load("smoke", ["data.pack=true"]).data.pack
+
+
+@given(st.lists(st.integers(1, 100), min_size=1), st.floats(0, 1))
+def test_quantiles_of_counts_are_numpys(values: List[int], share: float) -> None:
+    assert quantile(Counter(values), share) == pytest.approx(float(numpy.quantile(values, share)))
+
+
+@given(st.lists(st.integers(1, 50), min_size=1, max_size=60))
+def test_the_packing_is_foreseen_while_counting(lengths: List[int]) -> None:
+    tally = Tally(seq_length=49, too_long="truncate", pack=False)
+    for length in lengths:
+        item = Encoded(numpy.arange(length, dtype=numpy.int32), numpy.ones(length, dtype=bool))
+        tally.add(item, [item])
+    row = {name: numpy.zeros(50, dtype=numpy.int32) for name in COLUMNS}
+    assert sum(1 for _ in tally.watch(row for _ in lengths)) == len(lengths)
+    found = tally.figures()
+    assert (found["records"], found["tokens"], found["rows_padded"]) == (len(lengths), sum(lengths), len(lengths))
+    assert found["rows_packed"] == packed_rows(lengths, 50)

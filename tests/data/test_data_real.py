@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qwenlib.data import sample_path
-from qwenlib.data.chatml import render, to_messages
+from qwenlib.data.chatml import ROLES, render, to_messages
 from qwenlib.data.rows import Encoder
 from qwenlib.data.texts import plain_texts
 from qwenlib.data.tokenizer import PATTERN, encode_plain, load_tokenizer, special_ids
@@ -81,25 +81,46 @@ def test_any_text_has_tiktokens_ids(real: Any, judge: Any, text: str) -> None:
     assert encode_plain(real, [text]) == [judged(judge, text)]
 
 
-@pytest.mark.stack
-def test_conversations_have_the_ids_of_transformers_and_its_template(real: Any, folder: Path) -> None:
-    from transformers import Qwen2Tokenizer
-
-    from qwenlib.data import alpaca
-    from qwenlib.data.tokenizer import CHAT_TEMPLATE
-
-    # The slow class takes merges that begin with "#" for comments: no "#" here, tiktoken judges those.
-    slow = Qwen2Tokenizer(
+@pytest.fixture(scope="session")
+def slow(folder: Path) -> Any:
+    """transformers' own class, as upstream's is: it takes merges that begin with "#" for comments."""
+    transformers = pytest.importorskip("transformers")
+    return transformers.Qwen2Tokenizer(
         str(folder / "vocab.json"),
         str(folder / "merges.txt"),
         additional_special_tokens=["<|im_start|>", "<|im_end|>"],
     )
-    conversations = [to_messages(record) for record in alpaca.read(sample_path())]
-    conversations += [[{"role": "user", "content": text}] for text in TEXTS if "#" not in text]
-    conversations += [[{"role": "assistant", "content": "\n\n a"}, {"role": "system", "content": ""}]]
+
+
+def as_transformers(slow: Any, real: Any, conversations: List[Any]) -> None:
+    from qwenlib.data.tokenizer import CHAT_TEMPLATE
+
     for messages, found in zip(conversations, Encoder(real).encode(conversations)):
         wanted = slow.apply_chat_template(messages, chat_template=CHAT_TEMPLATE, tokenize=True)
         assert list(found.ids) == wanted, render(messages)
+
+
+@pytest.mark.stack
+def test_conversations_have_the_ids_of_transformers_and_its_template(real: Any, slow: Any) -> None:
+    from qwenlib.data import alpaca
+
+    conversations = [to_messages(record) for record in alpaca.read(sample_path())]
+    # No "#" here: tiktoken judges those.
+    conversations += [[{"role": "user", "content": text}] for text in TEXTS if "#" not in text]
+    conversations += [[{"role": "assistant", "content": "\n\n a"}, {"role": "system", "content": ""}]]
+    as_transformers(slow, real, conversations)
+
+
+turn = st.fixed_dictionaries(
+    {"role": st.sampled_from(ROLES), "content": any_text.filter(lambda text: "#" not in text and "<|" not in text)}
+)
+
+
+@pytest.mark.stack
+@settings(deadline=None, max_examples=200)
+@given(st.lists(turn, min_size=1, max_size=4))
+def test_any_conversation_has_the_ids_of_transformers_and_its_template(real: Any, slow: Any, messages: Any) -> None:
+    as_transformers(slow, real, [messages])
 
 
 @pytest.mark.stack

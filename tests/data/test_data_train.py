@@ -23,7 +23,6 @@ pytestmark = [pytest.mark.stack, pytest.mark.slow]
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> Dict[Tuple[str, bool], Dict[str, Any]]:
     """For each of labels x pack: the built file, and MindFormers' losses, one a step, of four epochs of one batch."""
-    pytest.importorskip("mindformers")
     from micro import micro
 
     from qwenlib.engine import work
@@ -103,6 +102,20 @@ def test_the_first_batchs_loss_is_transformers(found: Any, labels: str, pack: bo
     assert len(one["losses"]) == 4
     assert one["losses"][0] == pytest.approx(transformers_loss(one["hf"], one["mindrecord"]), abs=1e-4)
     assert one["losses"][-1] < one["losses"][0]
+
+
+def test_rows_of_another_length_are_refused_by_the_rank_even_without_notes(found: Any) -> None:
+    mindrecord = found["all", False]["mindrecord"]
+    job_file = mindrecord.parent / "run" / "job.json"
+    job = json.loads(job_file.read_text(encoding="utf-8"))
+    job["config"]["model"]["model_config"]["seq_length"] -= 8
+    other = job_file.with_name("other.json")
+    other.write_text(json.dumps(job), encoding="utf-8")
+    environ = {**os.environ, "PYTHONPATH": str(Path(data.__file__).parents[2])}
+    command = [sys.executable, "-m", "qwenlib.engine.rank", str(other)]
+    done = subprocess.run(command, cwd=str(job_file.parent), env=environ, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "rows of 129 tokens (seq_length 128), but the training's seq_length is 120" in done.stderr
 
 
 def test_the_score_of_a_packed_data_set_is_the_same_loss(found: Any, tmp_path: Path) -> None:

@@ -79,3 +79,20 @@ def test_the_servers_of_the_rank_table_are_the_nodes(tmp_path, monkeypatch):
     with pytest.raises(Refused, match="this host is none of the 2 servers"):
         place(profile, "finetune", path)
     assert place(profile, "finetune", table(tmp_path / "one.json", servers=1)) == {}
+
+
+def test_the_cards_of_a_table_for_one_host_are_opened(tmp_path, monkeypatch):
+    profile, path = profiles.load("lora_7b_910a"), table(tmp_path / "one.json", servers=1)
+    document = json.loads(path.read_text())
+    document["server_list"][0]["device"] = document["server_list"][0]["device"][4:]
+    for rank, card in enumerate(document["server_list"][0]["device"]):
+        card["rank_id"] = str(rank)
+    path.write_text(json.dumps(document))
+    plan = replace(profile.lora.parallel, model_parallel=1, data_parallel=4, pipeline_stage=1)
+    profile = replace(profile, lora=replace(profile.lora, parallel=plan))
+    assert place(profile, "lora", path) == {}  # the cards of a container are counted from 0
+    monkeypatch.setattr("qwenlib.ascend.devices.device_nodes", lambda root="/": list(range(8)))
+    assert place(profile, "lora", path) == {"device_ids": [4, 5, 6, 7]}
+    monkeypatch.setattr("qwenlib.ascend.devices.device_nodes", lambda root="/": [0, 1, 2, 3])
+    with pytest.raises(Refused, match="only 0, 1, 2, 3 are here"):
+        place(profile, "lora", path)

@@ -15,7 +15,7 @@ import yaml
 from qwenlib import launch
 from qwenlib import profile as profiles
 from qwenlib.engine import job as jobs
-from qwenlib.engine import work
+from qwenlib.engine import serving, work
 from qwenlib.engine.job import Job
 from qwenlib.errors import Refused
 from qwenlib.files import write_json
@@ -107,6 +107,55 @@ def test_data_parallel_ranks_get_the_file_and_sliced_ones_the_folder(given: Dict
     assert sliced.load_checkpoint == str(given["load_checkpoint"])
     assert sliced.config["auto_trans_ckpt"] is True
     assert (plan.ranks, plan.rendezvous, plan.device_target) == (8, "rank_table", "Ascend")
+
+
+SMALL_7B = [
+    *("model.hidden_size=64", "model.num_layers=2", "model.num_heads=8", "model.vocab_size=512"),
+    *("model.intermediate_size=128",),
+]
+
+
+@pytest.fixture()
+def slices(given: Dict[str, Any]) -> Path:
+    """A checkpoint of that size, cut for the LoRA profile's 8 ranks."""
+    import numpy
+
+    from qwenlib import weights
+    from qwenlib.weights.checkpoint import CheckpointWriter
+
+    prof, folder = profiles.load("lora_7b_910a", SMALL_7B), given["run_dir"].parent
+    with CheckpointWriter(folder / "whole.ckpt") as out:
+        for entry in weights.entries(prof.model):
+            out.add(entry.ms, numpy.zeros(entry.shape, numpy.float16))
+    weights.slice_checkpoint(folder / "whole.ckpt", folder / "sliced", prof.task("lora").parallel)
+    return folder / "sliced"
+
+
+def test_slices_of_the_plan_are_handed_over_and_not_cut_again(given: Dict[str, Any], table: Path, slices: Path) -> None:
+    given["load_checkpoint"] = slices
+    work.training_plan(profiles.load("lora_7b_910a", SMALL_7B), "lora", rank_table=table, **given)
+    job = jobs.load(given["run_dir"] / "job.json")
+    assert (job.load_checkpoint, job.config["auto_trans_ckpt"]) == (str(slices), False)
+    assert yaml.safe_load((given["run_dir"] / "lora.yaml").read_text())["auto_trans_ckpt"] is False
+
+
+def test_slices_that_a_training_cannot_start_from_are_refused(given: Dict[str, Any], table: Path, slices: Path) -> None:
+    given["load_checkpoint"] = slices
+
+    def said(*settings: str, profile: str = "lora_7b_910a") -> str:
+        with pytest.raises(Refused) as told:
+            work.training_plan(profiles.load(profile, [*SMALL_7B, *settings]), "lora", rank_table=table, **given)
+        assert not given["run_dir"].exists()
+        return str(told.value)
+
+    assert "cut by another plan" in said("lora.parallel.data_parallel=2", "lora.parallel.model_parallel=4")
+    assert "sink_mode must be true" in said("lora.sink_mode=false")
+    assert "it was cut for 8 ranks, the plan has 2" in said(profile="smoke")
+    (slices / "rank_7" / "checkpoint_7.ckpt").unlink()
+    assert "rank_7 holds 0 .ckpt files where one is needed" in said()
+    files = {name: given[name] for name in ("vocab_file", "merges_file", "run_dir")}
+    with pytest.raises(Refused, match="a whole checkpoint is needed here"):
+        work.score(profiles.load("smoke", SMALL_7B), load_checkpoint=slices, mindrecord=given["train_dataset"], **files)
 
 
 def test_every_path_of_a_job_is_absolute(given: Dict[str, Any], table: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -228,7 +277,7 @@ def test_a_task_that_the_profile_lacks_is_refused(given: Dict[str, Any]) -> None
 
 def test_answering_is_one_rank_with_its_socket_and_adapter(given: Dict[str, Any]) -> None:
     del given["train_dataset"]
-    plan = work.serve_plan(profiles.load("smoke"), socket="/tmp/s", adapter_task="lora", **given)
+    plan = serving.serve_plan(profiles.load("smoke"), socket="/tmp/s", adapter_task="lora", **given)
     job = jobs.load(given["run_dir"] / "job.json")
     assert (plan.ranks, plan.rendezvous, job.task, job.settings) == (1, "single", "serve", {"socket": "/tmp/s"})
     assert job.config["model"]["model_config"]["pet_config"]["lora_rank"] == 16

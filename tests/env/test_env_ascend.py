@@ -193,6 +193,15 @@ def test_a_tool_that_cannot_be_run(tmp_path):
     assert not npu_info(tmp_path / "empty", {"PATH": ""}).found
 
 
+@pytest.mark.parametrize("digits", ["9" * 5000, "\u00b2", "\u0663"])
+def test_odd_digits_in_a_table(digits, sample):
+    text = sample("npu_smi_8x910PremiumA_busy.txt")
+    for old in ("5139", "31913", "31842", "15137", "| 7     910"):
+        info = parse_info(text.replace(old, old.replace("7", digits) if "|" in old else digits))
+        assert info.cards and info.occupied() is not None
+    assert parse_hccn_conf(f"address_{digits}=1.1.1.1\n") == {}
+
+
 LINES = st.lists(
     st.sampled_from([*A2.splitlines(), *PLAIN_B.splitlines(), *NARROW.splitlines(), "|", "|||", "| a | b |"])
 )

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -133,6 +134,55 @@ def test_an_unfinished_rank_table_is_a_warning(fake_root):
     (root / "user/config/nbstart_hccl.json").write_text('{"status": "initializing"}')
     found, _ = look(root)
     assert found["rank table"].state == WARN and "initializing" in found["rank table"].reason
+
+
+@pytest.mark.parametrize(
+    ("text", "told"), [("\x00\xff garbage", "not JSON"), ('{"status": done}', "not JSON"), ("[1, 2]", "found list")]
+)
+def test_a_damaged_rank_table_is_not_waited_for(text, told, fake_root):
+    root = fake_root(table="v1_guide_eight_cards")
+    (root / "user/config/nbstart_hccl.json").write_text(text)
+    finding = look(root)[0]["rank table"]
+    assert finding.state == FAIL and told in finding.reason and "01_env waits" not in finding.reason
+
+
+def test_a_rank_table_in_a_folder_that_is_not_there_fails(fake_root, tmp_path):
+    finding = look(fake_root(), rank_table=str(tmp_path / "no" / "t.json"))[0]["rank table"]
+    assert finding.state == FAIL and "correct the path" in finding.reason
+    assert look(tmp_path / "root", rank_table=str(tmp_path / "t.json"))[0]["rank table"].state == WARN
+
+
+def test_left_over_rank_variables_are_not_held_against_the_table(fake_root):
+    environ = {"RANK_ID": "99", "DEVICE_ID": "7"}
+    assert look(fake_root(table="v1_guide_eight_cards"), environ=environ)[0]["rank table"].state == WARN
+
+
+def test_the_lease_is_compared_with_the_estimated_run_time(fake_root):
+    root = fake_root()
+    lease = look(root)[0]["notebook lease"]
+    assert lease.state == WARN and re.search(r"estimated at \d+\.\d h \(lora on the 52002 rows of alpaca", lease.reason)
+    assert "estimated at 9.0 h. Renew" in look(root, run_seconds=9 * 3600)[0]["notebook lease"].reason
+    assert look(root, run_seconds=600)[0]["notebook lease"].state == OK
+    assert "not known" in look(root, "infer_7b_910a")[0]["notebook lease"].reason
+
+
+def test_a_file_is_no_output_folder(tmp_path):
+    (tmp_path / "file").touch()
+    finding = look(tmp_path, "smoke", output=tmp_path / "file" / "run")[0]["output folder"]
+    assert finding.state == FAIL and "is a file" in finding.reason
+
+
+def test_a_source_tree_of_another_branch_is_told(tmp_path, monkeypatch):
+    from qwenlib.doctor import software
+
+    monkeypatch.setattr(software, "installed", lambda name: "")
+    (tmp_path / "mindformers").mkdir()
+    found, _ = look(tmp_path, environ={"PYTHONPATH": str(tmp_path)})
+    assert found["package mindformers"].state == WARN and "git checkout r1.0.a" in found["package mindformers"].reason
+    (tmp_path / "research/qwen1_5").mkdir(parents=True)
+    (tmp_path / "research/qwen1_5/run_qwen1_5_7b_lora.yaml").touch()
+    found, _ = look(tmp_path, environ={"PYTHONPATH": str(tmp_path)})
+    assert found["package mindformers"].state == found["PYTHONPATH"].state == OK
 
 
 def test_little_memory_fails(fake_root):
@@ -302,6 +352,18 @@ def test_an_ill_chip_is_asked_why(fake_root):
     tool.write_text(tool.read_text().replace("#!/bin/sh\n", f"#!/bin/sh\n{answer}\n"))
     finding = look(root)[0]["chip health"]
     assert finding.state == WARN and "npu 3: Warning (0x80E18401, HBM ecc)" in finding.reason
+
+
+def test_firmware_in_a_container_is_asked_from_the_card(fake_root, sample):
+    root = fake_root()
+    assert look(root)[0]["firmware"].state == SKIP
+    tool, board = root / "usr/local/bin/npu-smi", root / "board.txt"
+    board.write_text(sample("npu_smi_t.txt"))
+    tool.write_text(
+        tool.read_text().replace("#!/bin/sh\n", f'#!/bin/sh\n[ "$3" = board ] && exec /bin/cat "{board}"\n')
+    )
+    firmware = look(root)[0]["firmware"]
+    assert firmware.state == OK and firmware.reason.startswith("7.1.0.7.220 (from npu-smi")
 
 
 @pytest.mark.parametrize(("firmware", "state"), [("7.1.0.4.220", OK), ("7.7.0.1.231", WARN), ("1.0", WARN)])

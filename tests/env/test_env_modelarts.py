@@ -22,6 +22,39 @@ def test_places(tmp_path, fake_root):
     assert job.kind == "training job" and "MA_VJ_NAME" in job.reason
 
 
+DOCUMENTED = {
+    "MA_HOME": "/home/ma-user",
+    "MA_JOB_DIR": "/home/ma-user/modelarts/user-job-dir",
+    "MA_MOUNT_PATH": "/home/ma-user/modelarts",
+    "MA_LOG_DIR": "/home/ma-user/modelarts/log",
+    "MA_SCRIPT_INTERPRETER": "",
+    "WORKSPACE": "/home/ma-user/modelarts/user-job-dir/code",
+    "MA_CURRENT_IP": "192.168.23.38",
+    "MA_NUM_GPUS": "8",
+    "MA_NUM_HOSTS": "4",
+    "MA_TASK_NAME": "worker",
+    "VC_TASK_INDEX": "1",
+    "VC_WORKER_NUM": "4",
+    "MA_CURRENT_INSTANCE_NAME": "modelarts-job-a0978141-1712-4f9b-8a83-000000000000-worker-1",
+    "MA_VJ_NAME": "ma-job-a0978141-1712-4f9b-8a83-00000000000",
+    "S3_ENDPOINT": "https://obs.region.myhuaweicloud.com",
+    "S3_USE_HTTPS": "1",
+    "S3_VERIFY_SSL": "0",
+    "MA_PIP_HOST": "repo.myhuaweicloud.com",
+    "MA_DETECT_TRAIN_INJECT_CODE": "1",
+}
+"""A training container's environment, as the documentation shows it."""
+
+
+def test_the_documented_environment_of_a_training_container(tmp_path):
+    assert modelarts.where_am_i(DOCUMENTED, tmp_path).kind == "training job"
+    mode = modelarts.mindformers_mode(DOCUMENTED)
+    assert mode.active and mode.variables == ("MA_LOG_DIR", "MA_JOB_DIR")
+    assert modelarts.public_environment(DOCUMENTED) == DOCUMENTED and modelarts.secrets(DOCUMENTED) == []
+    assert "once on this node" in modelarts.boot_guard(DOCUMENTED, tmp_path)
+    assert modelarts.folders(DOCUMENTED, tmp_path)["persistent"].path == tmp_path / "home/ma-user/modelarts"
+
+
 @pytest.mark.parametrize("name", modelarts.MINDFORMERS_VARIABLES)
 def test_each_variable_flips_mindformers(name):
     mode = modelarts.mindformers_mode({name: "x"})
@@ -89,6 +122,28 @@ def test_secrets_are_never_shown():
     assert set(modelarts.secrets(environ)) == {
         "S3_ACCESS_KEY_ID", "S3_SECRET_ACCESS_KEY", "OBS_AK", "MA_TOKEN", "MY_PASSWORD",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        ("https://user:p@ss@host/simple", "https://(hidden)@host/simple"),
+        ("https://obs/x?AccessKeyId=hunter2&Expires=1&Signature=hunter2", "Expires=1"),
+        ("https://obs/x?X-Amz-Credential=hunter2&x-obs-security-token=hunter2", "https://obs/x"),
+        ('{"inputs": [{"name": "data_url", "secret_key": "hunter2", "ak": "hunter2"}]}', '"name": "data_url"'),
+        ("obs://bucket/tokens/skills/part-1", "obs://bucket/tokens/skills/part-1"),
+    ],
+)
+def test_a_secret_inside_a_value_is_hidden(value, shown):
+    told = modelarts.public_environment({"MA_INPUTS": value})["MA_INPUTS"]
+    assert shown in told and "hunter2" not in told and "ss@host" not in told.replace("(hidden)@", "")
+
+
+@pytest.mark.parametrize(
+    "name", ["X_AUTH_TOKEN", "accessKey", "MA_AUTHORIZATION", "JUPYTER_COOKIE", "OBS_SK", "MA_AUTH"]
+)
+def test_names_of_secrets(name):
+    assert modelarts.public_environment({name: "hunter2"}) == {name: "(set, hidden)"}
 
 
 def test_folders(fake_root, tmp_path):

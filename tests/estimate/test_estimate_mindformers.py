@@ -2,73 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import math
+import os
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any, Dict, List, Tuple
 
 import pytest
 
 from qwenlib import profile as profiles
 from qwenlib.estimate.slices import slices
-from qwenlib.profile import Model, Parallel
+from qwenlib.profile import Adapter, Model, Parallel
 
+ROOT = Path(__file__).resolve().parent.parent.parent
 SMALL = Model(hidden_size=256, num_layers=6, num_heads=8, vocab_size=1024, intermediate_size=384)
-
-
-def built(plan: Parallel, lora: bool, train_lm_head: bool = False) -> Tuple[Any, Any]:
-    from qwenlib.engine.compat import apply_cpu_patches
-
-    apply_cpu_patches()
-    from mindformers.models.llama import LlamaConfig, LlamaForCausalLM
-    from mindformers.modules.transformer.transformer import TransformerOpParallelConfig
-    from mindformers.pet import get_pet_model
-    from mindformers.pet.pet_config import LoraConfig
-
-    from qwenlib.engine import render
-
-    parallel = TransformerOpParallelConfig(
-        data_parallel=plan.data_parallel,
-        model_parallel=plan.model_parallel,
-        pipeline_stage=plan.pipeline_stage,
-        micro_batch_num=plan.micro_batch_num,
-        vocab_emb_dp=plan.vocab_emb_dp,
-    )
-    config = LlamaConfig(
-        batch_size=1,
-        seq_length=64,
-        hidden_size=SMALL.hidden_size,
-        num_layers=SMALL.num_layers,
-        num_heads=SMALL.num_heads,
-        vocab_size=SMALL.vocab_size,
-        intermediate_size=SMALL.intermediate_size,
-        qkv_has_bias=True,
-        parallel_config=parallel,
-        use_rope_slice=True,
-    )
-    network: Any = LlamaForCausalLM(config)
-    profile = profiles.load("lora_7b_910a", [f"lora.adapter.train_lm_head={str(train_lm_head).lower()}"])
-    if lora:
-        pet = render._pet_config(profile.model, profile.task("lora"))
-        pet.pop("pet_type")
-        network = get_pet_model(network, LoraConfig(**pet))
-    return network, profile.task("lora").adapter if lora else None
-
-
-def strategies(network: Any) -> Dict[str, Tuple[int, ...]]:
-    """Parameter name -> cuts per dimension, from the matmul's own strategy."""
-    found: Dict[str, Tuple[int, ...]] = {}
-    for _, cell in network.cells_and_names():
-        for operator, attribute in (
-            ("matmul", "weight"),
-            ("lora_a_matmul", "mindpet_delta_lora_a"),
-            ("lora_b_matmul", "mindpet_delta_lora_b"),
-        ):
-            primitive, parameter = getattr(cell, operator, None), getattr(cell, attribute, None)
-            if hasattr(primitive, "get_attr_dict") and parameter is not None:
-                cuts = primitive.get_attr_dict().get("in_strategy")
-                if cuts:
-                    found[parameter.name] = tuple(cuts[1])
-    return found
-
 
 PLANS = [
     Parallel(4, 2),
@@ -79,40 +29,98 @@ PLANS = [
 ]
 
 
+TUNED: Dict[str, Any] = {"all": None, "lora": Adapter(), "lora and lm_head": Adapter(train_lm_head=True)}
+STAGED = [Parallel(1, 1, 2, 4), Parallel(1, 1, 3, 4), Parallel(1, 1, 4, 4)]
+CASES: List[Tuple[Parallel, str]] = [
+    *((plan, tuned) for plan in PLANS for tuned in TUNED),
+    *((p, "all") for p in STAGED),
+]
+
+
+def asked(plan: Parallel, adapter: Any) -> Dict[str, Any]:
+    """The case as the probe reads it; LoRA's part is what is rendered for the 910A."""
+    from qwenlib.engine import render
+
+    sizes = ("hidden_size", "num_layers", "num_heads", "vocab_size", "intermediate_size")
+    model = {**{name: getattr(SMALL, name) for name in sizes}, "batch_size": 1, "seq_length": 64}
+    parallel = {key: value for key, value in asdict(plan).items() if key != "gradient_aggregation_group"}
+    pet = None
+    if adapter is not None:
+        settings = [f"lora.adapter.train_lm_head={str(adapter.train_lm_head).lower()}"]
+        profile = profiles.load("lora_7b_910a", settings)
+        pet = render._pet_config(profile.model, profile.task("lora"))
+        pet.pop("pet_type")
+    return {"model": {**model, "qkv_has_bias": True, "use_rope_slice": True}, "parallel": parallel, "pet_config": pet}
+
+
+@pytest.fixture(scope="module")
+def networks(tmp_path_factory: pytest.TempPathFactory) -> Dict[Tuple[Parallel, str], Any]:
+    """What MindFormers built for each case, in a process of its own."""
+    folder = tmp_path_factory.mktemp("networks")
+    cases = [asked(plan, TUNED[tuned]) for plan, tuned in CASES]
+    (folder / "cases.json").write_text(json.dumps(cases), encoding="utf-8")
+    probe = Path(__file__).with_name("network_probe.py")
+    done = subprocess.run(
+        [sys.executable, str(probe), str(folder / "cases.json"), str(folder / "found.json")],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return dict(zip(CASES, json.loads((folder / "found.json").read_text(encoding="utf-8"))))
+
+
 @pytest.mark.stack
 @pytest.mark.parametrize("plan", PLANS)
-@pytest.mark.parametrize("tuned", ["all", "lora", "lora and lm_head"])
-def test_slices_are_mindformers_own(plan: Parallel, tuned: str) -> None:
-    network, adapter = built(plan, tuned != "all", tuned == "lora and lm_head")
-    ours = {item.name: item for item in slices(SMALL, plan, adapter)}
-    theirs = {parameter.name.replace("pet_model.", ""): parameter for parameter in network.get_parameters()}
-    plain = {name.replace("lora_model.", ""): parameter for name, parameter in theirs.items()}
-    assert set(ours) == set(plain)
-    assert {name: item.shape for name, item in ours.items()} == {name: p.shape for name, p in plain.items()}
-    learned = {name for name, parameter in plain.items() if parameter.requires_grad}
+@pytest.mark.parametrize("tuned", sorted(TUNED))
+def test_slices_are_mindformers_own(plan: Parallel, tuned: str, networks: Dict[Tuple[Parallel, str], Any]) -> None:
+    found = networks[plan, tuned]
+    theirs = found["parameters"]
+    ours = {item.name: item for item in slices(SMALL, plan, TUNED[tuned])}
+    assert {name: list(item.shape) for name, item in ours.items()} == {
+        name: item["shape"] for name, item in theirs.items()
+    }
+    learned = {name for name, item in theirs.items() if item["learns"]}
     assert {name for name, item in ours.items() if item.trainable} == learned
-    split = strategies(network)
-    wrong: List[Any] = []
-    for name, cuts in split.items():
-        if ours[name].split != cuts:
-            wrong.append((name, ours[name].split, cuts))
-    assert wrong == []
-    assert len(split) == 7 * SMALL.num_layers * (1 if tuned == "all" else 3) + 1
-    for name, item in ours.items():
-        if not plain[name].parallel_optimizer:
-            assert item.shard == 1, name
+    assert {name: list(ours[name].split) for name in found["cuts"]} == found["cuts"]
+    assert len(found["cuts"]) == 7 * SMALL.num_layers * (1 if tuned == "all" else 3) + 1
+    assert sum(8 * item.size for item in ours.values() if item.trainable) == found["optimizer_bytes"]
+    assert [name for name, item in ours.items() if item.shard > 1 and not theirs[name]["may_be_sharded"]] == []
 
 
 @pytest.mark.stack
-@pytest.mark.parametrize("plan", [Parallel(1, 1, 2, 4), Parallel(1, 1, 3, 4), Parallel(1, 1, 4, 4)])
-def test_stages_are_mindformers_own(plan: Parallel) -> None:
-    network, _ = built(plan, False)
-    layers = [cell.pipeline_stage for cell in network.model.layers]
+@pytest.mark.parametrize("plan", STAGED)
+def test_stages_are_mindformers_own(plan: Parallel, networks: Dict[Tuple[Parallel, str], Any]) -> None:
+    found = networks[plan, "all"]
     ours = {item.name: item.stage for item in slices(SMALL, plan)}
-    assert [ours[f"model.layers.{number}.attention.wq.weight"] for number in range(SMALL.num_layers)] == layers
-    assert ours["lm_head.weight"] == network.lm_head.pipeline_stage
-    assert ours["model.norm_out.weight"] == network.model.norm_out.pipeline_stage
-    assert ours["model.tok_embeddings.embedding_weight"] == network.model.tok_embeddings.pipeline_stage
+    layers = [ours[f"model.layers.{number}.attention.wq.weight"] for number in range(SMALL.num_layers)]
+    assert layers == found["layers"]
+    assert {
+        "lm_head": ours["lm_head.weight"],
+        "norm_out": ours["model.norm_out.weight"],
+        "emb": ours["model.tok_embeddings.embedding_weight"],
+    } == found["stages"]
+
+
+@pytest.mark.parametrize("plan", PLANS)
+@pytest.mark.parametrize("tuned", sorted(TUNED))
+def test_a_card_holds_what_the_slicer_writes_for_it(plan: Parallel, tuned: str) -> None:
+    """Two rooms know the cuts: what is reckoned with is what `qwenlib weights slice` writes, rank by rank."""
+    from qwenlib.weights.layout import Planned
+    from qwenlib.weights.slice_plan import make_plan
+
+    ours = slices(SMALL, plan, TUNED[tuned])
+    written = make_plan([Planned(item.name, "float16", item.shape) for item in ours], plan)
+    for rank in range(plan.ranks):
+        for item in ours:
+            window = written.window(item.name, item.shape, rank)
+            here = rank // (plan.data_parallel * plan.model_parallel) == item.stage
+            assert (window is not None) == here, item.name
+            if window is not None:
+                area = (window.bottom - window.top) * (window.right - window.left)
+                assert area == item.kept, (item.name, window)
 
 
 def test_slices_of_the_seven_b_are_those_of_the_facts() -> None:

@@ -64,6 +64,12 @@ def test_large_numbers_are_written_out(headless: None, capsys: pytest.CaptureFix
     assert capsys.readouterr().err == "convert: 12345678901/15442649088 (80 %) bytes 0 s\n"
 
 
+def test_a_measure_is_rounded(headless: None, capsys: pytest.CaptureFixture[str]) -> None:
+    with Progress("diagnose", 1637.26810741, "MiB") as bar:
+        bar.advance(204.658509254)
+    assert capsys.readouterr().err == "diagnose: 204.7/1637.3 (12 %) MiB 0 s\n"
+
+
 def test_work_that_broke_off_does_not_claim_an_end(headless: None, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(ValueError), Progress("convert", 4, "tensors") as bar:
         bar.advance()

@@ -15,6 +15,14 @@ from launch_tools import STUB, TAG, running
 from qwenlib.launch import Plan
 
 
+@pytest.fixture(autouse=True)
+def interruptible() -> Iterator[None]:
+    """A shell starts what it sends into the background with SIGINT ignored, and the tests would never hear theirs."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.fixture
 def tag() -> Iterator[str]:
     """A tag for all processes of a test; at its end, none may be left."""

@@ -3,12 +3,15 @@
 
 from __future__ import annotations
 
+import ctypes
 import faulthandler
 import json
 import os
+import platform
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 
@@ -67,6 +70,14 @@ def _record_on_term(message: str) -> None:
         os._exit(1)
 
     signal.signal(signal.SIGTERM, on_term)
+
+
+def _behead(path: str) -> None:
+    """End the first thread alone, as SYS_exit does it: the process looks like a zombie while another one lives on."""
+    number = {"x86_64": 60, "aarch64": 93}[platform.machine()]
+    threading.Thread(target=time.sleep, args=(60,)).start()
+    _ready(path)
+    ctypes.CDLL(None).syscall(number, 0)
 
 
 def _ready(path: str) -> None:
@@ -131,6 +142,7 @@ ACTIONS = {
     "daemon": _daemon,
     "daemon_on_term": _daemon_on_term,
     "record_on_term": _record_on_term,
+    "behead": _behead,
     "ready": _ready,
     "await": _await,
     "bytes": _bytes,

@@ -93,8 +93,9 @@ def test_the_interrupt_key_stops_watching_and_not_the_training(stub, tag, capsys
     run = start(stub("sleep:60"), detach=True)
     try:
         threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(KeyboardInterrupt) as told:
             run.wait(timeout=30)
+        assert "not the training" in told.value._render_traceback_()[0] and told.value.__suppress_context__
         assert run.poll()["state"] == "running" and running(tag)
         assert f"qwenlib stop {run.run_dir}" in capsys.readouterr().err
         with run:

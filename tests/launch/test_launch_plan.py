@@ -75,6 +75,17 @@ def test_rank_table(tmp_path, monkeypatch):
     assert rank_environment(node2, 9)["HCCL_CONNECT_TIMEOUT"] == "7200"
 
 
+@pytest.mark.parametrize("seconds", ["60", "7201", "2h", ""])
+def test_a_time_that_hccl_would_refuse_is_refused_before_the_ranks_start(tmp_path, monkeypatch, seconds):
+    (tmp_path / "table.json").write_text("{}")
+    two = {"ranks": 2, "rendezvous": "rank_table", "rank_table": tmp_path / "table.json", "run_dir": tmp_path / "run"}
+    monkeypatch.setenv("HCCL_CONNECT_TIMEOUT", seconds)
+    with pytest.raises(Refused, match=f"HCCL_CONNECT_TIMEOUT must be 120 to 7200 .seconds., found '{seconds}'"):
+        start(plan(**two))
+    assert "HCCL_CONNECT_TIMEOUT=600" in plan(**two, env={"HCCL_CONNECT_TIMEOUT": "600"}).describe()
+    assert plan().describe(), "a run without HCCL does not care"
+
+
 def test_the_plans_own_variables_win():
     environment = rank_environment(
         plan(ranks=2, rendezvous="dynamic_cluster", env={"OMP_NUM_THREADS": "4", "RANK_TABLE_FILE": "mine"}), 1

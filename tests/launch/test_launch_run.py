@@ -10,6 +10,7 @@ import threading
 import time
 from dataclasses import replace
 
+import psutil
 import pytest
 from launch_tools import running, until
 
@@ -164,6 +165,22 @@ def test_stop_ends_all_and_can_be_called_again(stub, tag):
         assert run.stop()["state"] == "stopped"
         with pytest.raises(WorkFailed, match="it was stopped"):
             run.wait()
+
+
+@pytest.mark.parametrize(("action", "name"), [("behead:up", "SIGTERM"), ("ignore+behead:up", "SIGKILL")])
+def test_a_process_is_not_dead_while_one_of_its_threads_lives(stub, action, name):
+    with start(stub(action, "ready:up+sleep:60")) as run:
+        rank = psutil.Process(run.poll()["ranks"][0]["pid"])
+        until(lambda: rank.status() == psutil.STATUS_ZOMBIE)
+        assert processes.find(run.poll()["ranks"][0]) == rank
+        time.sleep(1.2)
+        assert run.poll()["state"] == "running", "it has not ended, so it has not failed"
+        status = run.stop()
+    assert not rank.is_running() and status["left"] == []
+    assert [(entry["state"], entry["signal"]) for entry in status["ranks"]] == [
+        ("stopped", name),
+        ("stopped", "SIGTERM"),
+    ]
 
 
 def test_leaving_the_block_ends_all(stub, tag):

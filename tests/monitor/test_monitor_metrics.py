@@ -106,6 +106,34 @@ def test_a_second_watcher_goes_on_where_the_first_ended(tmp_path, kept, torn):
     assert (tmp_path / "metrics.jsonl").read_text() == whole
 
 
+@pytest.mark.parametrize("kept", [0, 2, 4, 6, 7])
+@pytest.mark.parametrize("before", [[], [1, 2]])
+def test_a_restarted_training_goes_back_and_its_last_word_counts(tmp_path, kept, before):
+    """A log of steps 3 4 5 6, then after a restart from step 4: 5 6 7; ``before``: what a resumed curve begins with."""
+    (tmp_path / "log").write_bytes(b"".join(map(lines, before)))
+    earlier = metrics_tail(tmp_path)
+    earlier.update(last=True)
+    earlier.close()
+    (tmp_path / "log").write_bytes(b"".join(lines(step) for step in (3, 4, 5, 6, 5, 6, 7)))
+    first = metrics_tail(tmp_path)
+    first.update(last=True)
+    first.close()
+    whole = (tmp_path / "metrics.jsonl").read_text()
+    assert [json.loads(line)["step"] for line in whole.splitlines()] == [*before, 3, 4, 5, 6, 5, 6, 7]
+    assert list(read_metrics(tmp_path)["step"]) == [*before, 3, 4, 5, 6, 7]
+    (tmp_path / "metrics.jsonl").write_text("".join(whole.splitlines(True)[: len(before) + kept]))
+    assert len(metrics_tail(tmp_path).update(last=True)) == len(before) + 7
+    assert (tmp_path / "metrics.jsonl").read_text() == whole, "another watcher goes on at the very line"
+
+
+def test_what_was_trained_once_more_replaces_what_it_was():
+    from qwenlib.monitor.metrics import join
+
+    first = [{"step": 1, "loss": 3.0}, {"step": 2, "loss": 2.0}, {"step": 3, "loss": 9.0}]
+    assert join([], first) == first
+    assert join(first, [{"step": 2, "loss": 2.5}]) == [{"step": 1, "loss": 3.0}, {"step": 2, "loss": 2.5}]
+
+
 def test_of_two_watchers_one_writes_and_the_other_takes_over(tmp_path):
     first, second = metrics_tail(tmp_path), metrics_tail(tmp_path)
     log = open(tmp_path / "log", "ab", buffering=0)  # noqa: SIM115

@@ -12,7 +12,7 @@ pytest.importorskip("matplotlib")
 
 from qwenlib.errors import Refused
 from qwenlib.monitor.metrics import to_frame
-from qwenlib.monitor.panel import LivePlot, duration
+from qwenlib.monitor.panel import LivePlot, brief, duration
 from qwenlib.monitor.plots import MOST_POINTS, compare, plot
 
 
@@ -119,14 +119,27 @@ def launch(**values):
 def test_the_panel_knows_state_and_memory_of_the_ranks(tmp_path, capsys):
     panel = LivePlot(tmp_path, "run")
     panel.update([], launch())
-    rank, state, pid, memory, peak, _, card = panel.rows()[0]
-    assert (rank, state, pid, card) == ("0", "running", str(os.getpid()), "")
+    rank, state, pid, memory, peak, cpu, card = panel.rows()[0]
+    assert (rank, state, pid, cpu, card) == ("0", "running", str(os.getpid()), "", ""), "a share of no time is none"
+    panel.memory.look(launch(), force=True)
+    assert panel.rows()[0][5].endswith(" %")
     rss = psutil.Process().memory_info().rss / 2**30
     assert float(peak) <= rss * 1.2 and float(memory.split()[0]) == pytest.approx(float(peak), abs=0.01)
     assert "compiling… 5 s" in panel.status()
     assert panel.memory.history[0][1][0] > 2**20
     panel.update([], launch(state="failed", signal="SIGKILL", pid=2**22 + 5))
     assert panel.rows()[0][1] == "failed SIGKILL" and panel.rows()[0][3] == ""
+
+
+@pytest.mark.parametrize("state", ["stopped", "failed"])
+def test_a_run_that_ended_early_has_no_time_left(tmp_path, state):
+    panel = LivePlot(tmp_path, "run")
+    panel.update([], {"state": state, "started": 100.0, "finished": 175.0})
+    assert panel.status() == f"run: {state} after 1 min 15 s, no step"
+    panel.update([record(step) for step in (1, 2, 3)], None)
+    assert panel.status().endswith(f", {state} after 1 min 15 s")
+    panel.update([], {"state": "running", "started": 100.0})
+    assert panel.status().endswith(" left")
 
 
 def test_nothing_from_a_log_becomes_html(tmp_path):
@@ -137,6 +150,24 @@ def test_nothing_from_a_log_becomes_html(tmp_path):
     assert "&lt;script&gt;alert(1)&lt;/script&gt; &amp; more" in words["text/html"]
     assert not any(tag in words["text/html"] for tag in ("<script", "<i>", "<b>title"))
     assert "<script>alert(1)</script>" in words["text/plain"] and len(words["text/plain"]) < 2000
+
+
+@pytest.mark.parametrize(
+    ("line", "shown"),
+    [
+        (
+            "2026-11-25 09:36:22,111 - mindformers[mindformers/core/callback.py:318] - INFO - { Epoch:[  1/ 20]",
+            "09:36:22 INFO { Epoch:[  1/ 20]",
+        ),
+        (
+            "2026-11-25 09:36:22,111 - mindformers[x.py:3] - WARNING -    0.5% |          | 50.0",
+            "09:36:22 WARNING  0.5% |  | 50.0",
+        ),
+        ("ValueError: 2026-11-25 is no day", "ValueError: 2026-11-25 is no day"),
+    ],
+)
+def test_a_log_line_is_shown_without_what_all_of_them_say(line, shown):
+    assert brief(line) == shown
 
 
 def test_many_ranks_are_cut(tmp_path):

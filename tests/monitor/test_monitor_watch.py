@@ -11,10 +11,11 @@ import pytest
 pytest.importorskip("pandas")
 pytest.importorskip("matplotlib")
 
+from qwenlib import launch
 from qwenlib.errors import Refused, WorkFailed
 from qwenlib.launch import Plan, start
-from qwenlib.monitor import Attached, attach, read_metrics, watch
-from qwenlib.monitor.attach import Facts
+from qwenlib.monitor import attach, read_metrics, watch
+from qwenlib.monitor.facts import Facts
 
 RANK = """
 import os, sys, time
@@ -109,22 +110,22 @@ def test_without_facts_the_metrics_tell_them(tmp_path):
 
 def test_giving_up_on_watching_does_not_end_the_training(tmp_path):
     with start(plan(tmp_path, 200)) as run:
-        with pytest.raises(WorkFailed, match=r"the ranks go on\. To stop them: qwenlib stop"):
+        with pytest.raises(WorkFailed, match=r"after 0.5 s\. The training goes on in .* Stop it: qwenlib stop"):
             attach(tmp_path, timeout=0.5)
         assert run.poll()["state"] == "running"
-        assert Attached(tmp_path).stop()["state"] == "stopped"
+        assert launch.attach(tmp_path).stop()["state"] == "stopped"
     assert run.poll()["state"] == "stopped"
 
 
 def test_a_killed_supervisor_is_told(tmp_path):
     with start(plan(tmp_path, 2000)) as run:
         os.kill(run.poll()["supervisor"]["pid"], 9)
-        with pytest.raises(WorkFailed, match="the supervisor of the ranks was killed"):
+        with pytest.raises(WorkFailed, match=r"the supervisor of the ranks \(pid \d+\) is gone"):
             attach(tmp_path, timeout=30)
 
 
 def test_nothing_to_attach_to_is_refused(tmp_path):
-    with pytest.raises(Refused, match=r"holds no launch \(launch\.json\)"):
+    with pytest.raises(Refused, match=r"is no run directory of a launch \(launch\.json is missing\)"):
         attach(tmp_path)
 
 

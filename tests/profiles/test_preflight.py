@@ -10,7 +10,7 @@ from typing import Any, Dict, List, Optional
 import pytest
 from typer.testing import CliRunner
 
-from qwenlib import preflight
+from qwenlib import launch, preflight, weights
 from qwenlib import profile as profiles
 from qwenlib.cli.main import app
 from qwenlib.doctor.report import FAIL, OK, SKIP, WARN
@@ -77,6 +77,73 @@ def test_shipped_profiles_pass_on_a_machine_that_fits(tmp_path: Path) -> None:
         assert found["ranks"] == found["checkpoint"] == found["data rows"] == OK
 
 
+TINY_7B = [  # the plan of the 7B, in sizes that are cut in milliseconds
+    *("model.hidden_size=64", "model.num_layers=4", "model.num_heads=8", "model.vocab_size=512"),
+    *("model.intermediate_size=128", "model.max_position_embedding=4096"),
+]
+
+
+def cut(folder: Path, profile: str, task: str, **options: Any) -> Path:
+    """A checkpoint of zeros, cut for the task's plan by ``qwenlib weights slice``'s own function."""
+    numpy = pytest.importorskip("numpy")
+    from qwenlib.weights.checkpoint import CheckpointWriter
+
+    prof = profiles.load(profile, TINY_7B)
+    with CheckpointWriter(folder / "whole.ckpt") as out:
+        for entry in weights.entries(prof.model):
+            out.add(entry.ms, numpy.zeros(entry.shape, numpy.float16))
+    weights.slice_checkpoint(folder / "whole.ckpt", folder / "sliced", prof.task(task).parallel, **options)
+    return folder / "sliced"
+
+
+def finding(name: str, profile: str, task: str, settings: List[str], **given: Any) -> Any:
+    inputs = {"environ": {}, "has_module": lambda module: True, "available_memory": 2**40, **given}
+    report = preflight.check(
+        profiles.load(profile, [*TINY_7B, *settings], checked=False), task, preflight.Inputs(**inputs)
+    )
+    return next(item for item in report.findings if item.name == name)
+
+
+def test_slices_of_the_plan_are_known_and_nothing_is_sliced_at_the_start(tmp_path: Path) -> None:
+    given = {"load_checkpoint": cut(tmp_path, "finetune_7b_910a", "finetune")}
+    found = finding("checkpoint", "finetune_7b_910a", "finetune", [], **given)
+    assert found.state == OK and "slices of this plan for 16 of 16 ranks" in found.reason
+    assert "auto_trans_ckpt is off" in found.reason
+    memory = finding("host memory", "finetune_7b_910a", "finetune", [], **given)
+    assert memory.state == OK and "one for each of 8 ranks" in memory.reason
+    on = {"environ": {"MA_JOB_ID": "x"}, **given}
+    assert finding("ModelArts mode", "finetune_7b_910a", "finetune", [], **on).state != FAIL
+    off = finding("sink mode", "finetune_7b_910a", "finetune", ["finetune.sink_mode=false"], **given)
+    assert off.state == FAIL and "loading slices" in off.reason
+    two = {"rank_table": table(tmp_path / "hccl.json", 2)}
+    names = [states("finetune_7b_910a", "finetune", TINY_7B, **two, **some) for some in ({}, given)]
+    assert "shared folder" in names[0] and "shared folder" not in names[1]
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (["finetune.parallel.data_parallel=4", "finetune.parallel.model_parallel=2"], "it was cut by another plan"),
+        (["finetune.parallel.data_parallel=1"], "it was cut for 16 ranks, the plan has 8"),
+        (["model.hidden_size=128"], "it was cut from another model"),
+        (["finetune.parallel.data_parallel=1", "finetune.parallel.model_parallel=1"], "the plan has 2"),
+    ],
+)
+def test_slices_of_another_plan_are_a_fail(tmp_path: Path, settings: List[str], said: str) -> None:
+    folder = cut(tmp_path, "finetune_7b_910a", "finetune")
+    found = finding("checkpoint", "finetune_7b_910a", "finetune", settings, load_checkpoint=folder)
+    assert found.state == FAIL and said in found.reason and "qwenlib weights slice" in found.reason
+
+
+def test_one_servers_slices_are_enough_for_it_and_one_rank_needs_a_whole_one(tmp_path: Path) -> None:
+    folder = cut(tmp_path, "finetune_7b_910a", "finetune", ranks="8-15")
+    found = finding("checkpoint", "finetune_7b_910a", "finetune", [], load_checkpoint=folder)
+    assert found.state == OK and "8 of 16 ranks" in found.reason and "the other servers need theirs" in found.reason
+    one = ["lora.parallel.data_parallel=1", "lora.parallel.model_parallel=1"]
+    found = finding("checkpoint", "lora_7b_910a", "lora", one, load_checkpoint=folder)
+    assert found.state == FAIL and "a whole checkpoint is needed here" in found.reason
+
+
 @pytest.mark.parametrize(
     ("settings", "name"),
     [
@@ -127,6 +194,14 @@ def test_host_memory_counts_whole_loads_and_slices(tmp_path: Path) -> None:
     assert states("lora_7b_910a", "lora", [], **given)["host memory"] == OK
 
 
+def test_what_the_training_that_goes_on_takes_is_no_problem_of_its_own(tmp_path: Path) -> None:
+    plain = ["lora.parallel.model_parallel=1", "lora.parallel.data_parallel=8"]
+    given: Dict[str, Any] = {"load_checkpoint": model_dir(tmp_path), "available_memory": 2**30, "run_dir": tmp_path}
+    with launch.start(launch.Plan(["sleep", "60"], run_dir=tmp_path, grace=1.0)):
+        assert states("lora_7b_910a", "lora", plain, **given)["host memory"] == SKIP
+    assert states("lora_7b_910a", "lora", plain, **given)["host memory"] == FAIL
+
+
 def test_checkpoint_layouts(tmp_path: Path) -> None:
     assert states("lora_7b_910a", "lora", load_checkpoint=model_dir(tmp_path, 4, 10))["checkpoint"] == FAIL
     (tmp_path / "eight").mkdir()
@@ -148,6 +223,22 @@ def test_modelarts_mode_needs_a_place_to_save() -> None:
 def test_two_servers_are_told_to_share_the_folder(tmp_path: Path) -> None:
     found = states("finetune_7b_910a", "finetune", rank_table=table(tmp_path / "hccl.json", 2))
     assert found["shared folder"] == WARN
+
+
+def test_files_that_are_not_there_are_each_told_once(tmp_path: Path) -> None:
+    nowhere = {"load_checkpoint": tmp_path / "model_dir", "train_dataset": tmp_path / "t.mindrecord"}
+    inputs = preflight.Inputs(environ={}, has_module=lambda module: True, available_memory=2**40, **nowhere)
+    report = preflight.check(profiles.load("lora_7b_910a"), "lora", inputs)
+    assert sorted((item.name, item.reason.split(".")[0]) for item in report.findings if item.state in (FAIL, WARN)) == [
+        ("checkpoint", f"there is no checkpoint {tmp_path / 'model_dir'}"),
+        ("data", f"there is no {tmp_path / 't'}"),
+    ]
+
+
+def test_rows_of_a_step_are_told() -> None:
+    report = preflight.check(profiles.load("finetune_7b_910a"), "finetune", preflight.Inputs(environ={}))
+    (told,) = [item.reason for item in report.findings if item.name == "batch"]
+    assert told.startswith("batch_size 2 x data_parallel 2 x micro_batch_num 16 = 64 rows a step")
 
 
 def test_broken_rank_table_does_not_hide_the_rest(tmp_path: Path) -> None:

@@ -71,6 +71,25 @@ def test_mistakes_are_refused_and_nothing_is_written(arguments, run, tmp_path, m
     assert isinstance(result.exception, Refused) and list(tmp_path.iterdir()) == []
 
 
+def test_inputs_are_never_overwritten_and_cards_are_plain_numbers(run, make_table, write, tmp_path):
+    one, two = write(make_table(1), "a.json"), write(make_table(1, first="10.0.0.2"), "b.json")
+    two.write_text(two.read_text().replace("192.", "172."))
+    before = one.read_bytes()
+    for arguments, told in (
+        (("merge", one, two, "--output", one), "is an input"),
+        (("subset", one, "--output", one), "is an input"),
+        (("subset", one, "--devices", "\u0664"), "physical card ids"),
+        (("subset", one, "--devices", "4_4"), "physical card ids"),
+        (("subset", one, "--devices", "4,4"), "twice"),
+        (("subset", one, "--servers", ","), "server_id"),
+        (("check", one, "--wait_seconds", "nan"), "wait_seconds"),
+        (("check", "hccl"), "there is no rank table hccl."),
+    ):
+        result = run(*arguments)
+        assert isinstance(result.exception, Refused) and told in str(result.exception), result.output
+    assert one.read_bytes() == before and {item.name for item in tmp_path.iterdir()} == {"a.json", "b.json"}
+
+
 def test_an_output_that_hccl_would_not_read_is_refused(run, sample_path):
     result = run("merge", sample_path("v1_notebook_one_card"), "--output", "table.txt")
     assert isinstance(result.exception, Refused) and ".json" in str(result.exception)

@@ -51,6 +51,19 @@ def test_a_file_without_suffix_is_a_file(tmp_path):
     assert find(tmp_path / "table").path == tmp_path / "table"
 
 
+def test_a_mistyped_path_is_named_as_it_was_typed(tmp_path):
+    assert find(tmp_path / "hccl").path == tmp_path / "hccl"
+    (tmp_path / "tables").mkdir()
+    assert find(tmp_path / "tables").path == tmp_path / "tables" / "jobstart_hccl.json"
+    assert str(find("", {"RANK_TABLE_FILE": "/dev/null"}, "/").path) == "/dev/null"
+
+
+@pytest.mark.parametrize("timeout", [float("nan"), float("inf"), -1.0])
+def test_nobody_waits_for_ever(timeout, tmp_path):
+    with pytest.raises(Refused, match="wait_seconds must be a number"):
+        wait_for(tmp_path / "hccl.json", timeout)
+
+
 def test_a_named_file_that_is_absent_is_the_answer(tmp_path):
     found = find("", {"RANK_TABLE_FILE": "/later/hccl.json"}, tmp_path)
     assert found.path == tmp_path / "later/hccl.json" and found.announced

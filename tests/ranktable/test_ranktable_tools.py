@@ -27,16 +27,35 @@ def upstream(script, arguments, cwd):
     return [path for path in cwd.iterdir() if path not in before]
 
 
+ALL = "0,1,2,3,4,5,6,7"
+
+
 @pytest.mark.stack
-@pytest.mark.parametrize("device_num", ["[0,8)", "[0,4)", "[4,8)", "[2,4)", "[5,6)"])
-def test_generate_writes_what_hccl_tools_writes(device_num, hccn, tmp_path):
+@pytest.mark.parametrize(
+    ("device_num", "visible"),
+    [("[0,8)", ALL), ("[0,4)", ALL), ("[4,8)", ALL), ("[2,4)", ALL), ("[5,6)", ALL), ("[0,4)", "1,0,3,2"),
+     ("[0,8)", "7,6,5,4,3,2,1,0")],
+)  # fmt: skip
+def test_generate_writes_what_hccl_tools_writes(device_num, visible, hccn, tmp_path):
     hccn(ADDRESSES)
     theirs, ours = tmp_path / "theirs", tmp_path / "ours"
     theirs.mkdir()
-    [written] = upstream("hccl_tools.py", ["--device_num", device_num, "--server_ip", "10.0.0.1"], theirs)
-    name, table, _ = generate(device_num, server_ip="10.0.0.1")
+    arguments = ["--device_num", device_num, "--visible_devices", visible, "--server_ip", "10.0.0.1"]
+    [written] = upstream("hccl_tools.py", arguments, theirs)
+    name, table, _ = generate(device_num, visible, "10.0.0.1")
     path = write_table(table, ours / name)
     assert path.name == written.name and path.read_bytes() == written.read_bytes()
+
+
+@pytest.mark.stack
+def test_cards_of_the_second_group_work_where_hccl_tools_asks_for_the_wrong_ones(hccn, tmp_path):
+    hccn(ADDRESSES)
+    path = Path(importlib.util.find_spec("mindformers").origin).parent / "tools" / "hccl_tools.py"
+    command = [sys.executable, path, "--device_num", "[0,4)", "--visible_devices", "4,5,6,7", "--server_ip", "10.0.0.1"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert done.returncode and "KeyError: '4'" in done.stderr  # it asks hccn_tool for 0 to 3
+    _, table, _ = generate("[0,4)", "4,5,6,7", "10.0.0.1")
+    assert [(d.device_id, d.device_ip) for d in table.servers[0].devices] == [(c, ADDRESSES[c]) for c in (4, 5, 6, 7)]
 
 
 @pytest.mark.stack
@@ -68,9 +87,25 @@ def test_merge_writes_what_merge_hccl_writes(make_table, write, tmp_path):
     assert merge_files(paths) == merge_files(paths[::-1]) == merge_files(paths, keep_order=True)
 
 
+def test_every_bad_file_of_a_merge_is_told(make_table, write, tmp_path):
+    good, bad = write(make_table(1), "a.json"), write("{", "b.json")
+    with pytest.raises(Refused, match=r"b.json, line 1.*there is no rank table .*c.json"):
+        merge_files([good, bad, tmp_path / "c.json"])
+
+
 def test_sorting_compares_addresses_by_value(make_table):
     tables = [parse(make_table(1, (n,), f"10.0.0.{n + 7}")) for n in range(4)]
     assert [s.server_id for s in merge(tables[::-1]).servers] == ["10.0.0.7", "10.0.0.8", "10.0.0.9", "10.0.0.10"]
+
+
+def test_host_names_are_sorted_by_their_numbers_whatever_else_is_in_them(make_table):
+    names, tables = ["n2", "n10", "n\u00b2", "n\u0663"], []
+    for number, name in enumerate(names):
+        document = make_table(1, (number,), "10.0.0.1")
+        document["server_list"][0]["server_id"] = name
+        tables.append(parse(document))
+    assert [s.server_id for s in merge(tables).servers] == [s.server_id for s in merge(tables[::-1]).servers]
+    assert [s.server_id for s in merge(tables).servers][:2] == ["n2", "n10"]
 
 
 def conf(root, addresses):
@@ -119,7 +154,22 @@ def test_a_hanging_hccn_tool_is_given_up(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "bad", ["[3,6)", "[0,6)", "[2,8)", "[0,9)", "[4,4)", "[6,4)", "0-8", "", "[a,b)", "[0,3)", "[-1,4)"]
+    "bad",
+    [
+        "[3,6)",
+        "[0,6)",
+        "[2,8)",
+        "[0,9)",
+        "[4,4)",
+        "[6,4)",
+        "0-8",
+        "",
+        "[a,b)",
+        "[0,3)",
+        "[-1,4)",
+        "[\u0660,\u0668)",
+        "[0,9999)",
+    ],
 )
 def test_bad_ranges_are_refused(bad):
     with pytest.raises(Refused, match="device_num"):
@@ -130,7 +180,21 @@ def test_ranges():
     assert device_range("[4,8)") == device_range("[4,8]") == [4, 5, 6, 7]
 
 
-@pytest.mark.parametrize("visible", ["", "0,0", "a", "0,1,2", "2,3,4,5"])
+@pytest.mark.parametrize(
+    "server_ip", ["10.0.0.300", "10.0.0", "1.2.3.4.5", "a b", "../x", "x\n", "n" * 65, "\u0661.1.1.1"]
+)
+def test_bad_server_addresses_are_refused(server_ip, tmp_path):
+    with pytest.raises(Refused, match="server_ip"):
+        generate(server_ip=server_ip, root=conf(tmp_path, ADDRESSES), environ={"PATH": ""})
+
+
+@pytest.mark.parametrize("number", [0, -3, 17, 10**9])
+def test_bad_numbers_of_cards_a_node_are_refused(number):
+    with pytest.raises(Refused, match="device_num_per_node must be 1 to 16"):
+        device_range("[0,1)", number)
+
+
+@pytest.mark.parametrize("visible", ["", "0,0", "a", "0,1,2", "2,3,4,5", "\u0664,5,6,7", "4_4,5,6,7"])
 def test_bad_visible_devices_are_refused(visible, tmp_path):
     with pytest.raises(Refused):
         generate("[0,4)", visible, "10.0.0.1", root=conf(tmp_path, ADDRESSES), environ={"PATH": ""})
@@ -162,6 +226,12 @@ def test_subset_renumbers_and_keeps_addresses(make_table):
     small = subset(parse(make_table(3)), 2, [4, 5, 6, 7])
     assert [s.server_id for s in small.servers] == ["10.0.0.1", "10.0.0.2"] and small.ranks == 8
     assert next((d.rank_id, d.device_id, d.device_ip) for d in small.servers[1].devices) == (4, 4, "192.1.0.4")
+
+
+def test_subset_keeps_the_order_of_the_ranks_whatever_the_order_in_the_file(make_table):
+    document = make_table(1)
+    document["server_list"][0]["device"].reverse()
+    assert [d.device_id for d in subset(parse(document), cards=[4, 5, 6, 7]).servers[0].devices] == [4, 5, 6, 7]
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,14 @@
 """Which server this host is, and the environment of its ranks."""
 
+import dataclasses
+
 import pytest
 
 from qwenlib import profile as profiles
 from qwenlib.errors import Refused, WorkFailed
-from qwenlib.ranktable import load, parse, rank_environments, who_am_i, write_table
+from qwenlib.ranktable import RankTable, load, parse, rank_environments, who_am_i, write_table
 from qwenlib.ranktable.layout import resolve_layout
-from qwenlib.ranktable.show import environment_frame, figure, frame, text
+from qwenlib.ranktable.show import environment_frame, figure, frame, shared, text
 
 V0 = "v0_two_nodes_out_of_order"
 
@@ -75,6 +77,30 @@ def test_device_id_counts_the_cards_of_the_container(make_table):
         rank_environments(table, me, "/t.json", [0, 1, 2, 3])
 
 
+def test_visible_devices_renumber_the_cards(make_table):
+    table = parse(make_table(2, (4, 5, 6, 7)))
+    me = who_am_i(table, {"MA_CURRENT_HOST_IP": "10.0.0.1"}, [])
+
+    def found(picked, nodes=range(8)):
+        environ = {"ASCEND_RT_VISIBLE_DEVICES": picked}
+        return [item["DEVICE_ID"] for item in rank_environments(table, me, "/t.json", list(nodes), environ)]
+
+    assert found("4,5,6,7") == found("0,1,2,3", range(4, 8)) == ["0", "1", "2", "3"]
+    assert found("") == ["4", "5", "6", "7"] and found("6,7,4,5") == ["2", "3", "0", "1"]
+    for bad in ("8", "a", "-1", "\u0664"):
+        with pytest.raises(Refused, match="ASCEND_RT_VISIBLE_DEVICES"):
+            found(bad)
+    with pytest.raises(Refused, match="only 0, 1 are here"):
+        found("0,1")
+
+
+@pytest.mark.parametrize(("environ", "addresses"), [({"VC_TASK_INDEX": "1"}, []), ({}, ["10.0.0.2"])])
+def test_the_table_of_another_job_is_suspected(environ, addresses, make_table):
+    me = who_am_i(parse(make_table(2)), {"MA_CURRENT_HOST_IP": "10.5.5.5", **environ}, addresses)
+    assert me.server.server_id == "10.0.0.2" and "the platform calls this host 10.5.5.5" in me.warning
+    assert not who_am_i(parse(make_table(2)), environ, addresses).warning
+
+
 def test_two_pods_on_one_server_have_their_own_cards(write):
     pods = [
         {"pod_name": f"j-{n}", "server_id": "10.0.0.1",
@@ -141,6 +167,18 @@ def test_a_bad_table_stops_the_layout_with_all_problems(tmp_path, make_table, wr
         resolve_layout(profiles.load("lora_7b_910a"), tmp_path, write(document), environ={}, root=tmp_path)
 
 
+def test_left_over_variables_of_a_rank_do_not_stop_the_layout(tmp_path, make_table, write):
+    environ = {"RANK_ID": "12", "DEVICE_ID": "5", "MA_CURRENT_HOST_IP": "10.0.0.1", "PATH": ""}
+    lora, path = profiles.load("lora_7b_910a"), write(make_table(1))
+    layout = resolve_layout(lora, tmp_path, path, environ=environ, root=tmp_path)
+    assert [item["RANK_ID"] for item in layout.environments] == list("01234567")
+
+
+def test_a_mistyped_folder_is_not_waited_for(tmp_path):
+    with pytest.raises(Refused, match=r"there is no folder .*nowhere"):
+        resolve_layout(profiles.load("lora_7b_910a"), tmp_path, tmp_path / "nowhere" / "t.json", environ={})
+
+
 def test_a_table_that_never_comes_ends_the_wait(tmp_path):
     with pytest.raises(WorkFailed, match="does not exist"):
         resolve_layout(
@@ -156,6 +194,21 @@ def test_the_table_and_the_figure_show_every_rank(make_table, tmp_path):
     assert list(frame(table).index) == list(range(16))
     drawn = [item.get_text() for item in figure(table, me).axes[0].texts]
     assert all(f"rank {rank}" in drawn for rank in range(16)) and "10.0.0.2\n(this host)" in drawn
-    assert len(environment_frame(rank_environments(table, me, "t"))) == 8
+    odd = dataclasses.replace(table.servers[0], server_id="$\\x$ modelarts-job-a0978141-1712-4f9b-worker-1")
+    hidden = parse(make_table(20))
+    for drawing, wanted in (
+        (figure(RankTable((odd,))), "8 ranks on 1 server;"),
+        (figure(hidden, who_am_i(hidden, {"VC_TASK_INDEX": "18"}, [])), "20 servers, 16 of them drawn"),
+        (figure(parse(make_table(1, (5,)))), "1 rank on 1 server;"),
+    ):
+        drawing.canvas.draw()  # a $ in a name is no formula
+        assert wanted in drawing.axes[0].get_title()
+    words = [item.get_text() for item in figure(hidden, who_am_i(hidden, {"VC_TASK_INDEX": "18"}, [])).axes[0].texts]
+    assert "10.0.0.19\n(this host)" in words and "rank 151" in words and "10.0.0.16" not in words
+    environments = rank_environments(table, me, "t")
+    told = environment_frame(environments)
+    assert len(told) == 8 and list(told.columns) == ["RANK_ID", "DEVICE_ID", "ASCEND_DEVICE_ID"]
+    assert shared(environments)["RANK_TABLE_FILE"] == "t" and shared([{"DEVICE_ID": "0"}]) == {}
+    assert list(environment_frame([{"DEVICE_ID": "0"}]).columns) == ["DEVICE_ID"]
     assert text(table).count("\n") == 16
     assert write_table(table, tmp_path / "t.json").is_file()

@@ -69,30 +69,6 @@ def test_grouped_query_heads(tmp_path: Path) -> None:
     assert read_all(tmp_path / "x.ckpt")["model.layers.1.attention.wk.weight"].shape == (16, 64)
 
 
-@pytest.mark.parametrize(
-    ("name", "sizes", "parameters"),
-    [  # (hidden, layers, heads, kv heads, inner); parameters with an untied lm_head
-        ("0.5B", (1024, 24, 16, 16, 2816), 619_570_176),
-        ("1.8B", (2048, 24, 16, 16, 5504), 1_836_828_672),
-        ("4B", (2560, 40, 20, 20, 6912), 3_950_369_280),
-        ("7B", (4096, 32, 32, 32, 11008), 7_721_324_544),
-        ("32B", (5120, 64, 40, 8, 27392), 32_512_218_112),
-    ],
-)
-def test_sizes_of_the_family(name: str, sizes: Any, parameters: int) -> None:
-    hidden, layers, heads, key_value, inner = sizes
-    vocab = 152064 if name == "32B" else 151936
-    model = Model(
-        hidden_size=hidden,
-        num_layers=layers,
-        num_heads=heads,
-        n_kv_heads=key_value,
-        intermediate_size=inner,
-        vocab_size=vocab,
-    )
-    assert count(model)["parameters"] == parameters
-
-
 def test_meta_names_the_sources_with_their_true_sha256(hf: Callable[..., Path], tmp_path: Path) -> None:
     folder = hf(shards=3, dtype="bfloat16")
     convert(folder, tmp_path / "x.ckpt")
@@ -226,6 +202,17 @@ def test_an_older_checkpoint_in_rank_0_is_refused(hf: Callable[..., Path], tmp_p
     (tmp_path / "model_dir" / "rank_0" / "zz.ckpt").write_bytes(b"old")
     with pytest.raises(Refused, match=r"already holds zz\.ckpt"):
         convert(folder, tmp_path / "model_dir")
+    with pytest.raises(Refused, match=r"already holds zz\.ckpt"):
+        convert(folder, tmp_path / "model_dir" / "rank_0" / "qwen1_5.ckpt")
+
+
+@pytest.mark.parametrize("name", ["x.bin", "x.safetensors", "x.pt"])
+def test_a_name_of_another_kind_is_refused(hf: Callable[..., Path], tmp_path: Path, name: str) -> None:
+    with pytest.raises(Refused, match=rf"{name}: a MindSpore checkpoint must end in \.ckpt; or give the folder"):
+        convert(hf(), tmp_path / name)
+    (tmp_path / "plain").write_text("x")
+    with pytest.raises(Refused, match=r"plain: a MindSpore checkpoint must end in \.ckpt"):
+        convert(tmp_path / "hf", tmp_path / "plain")
 
 
 def test_too_little_disk_is_told_first(

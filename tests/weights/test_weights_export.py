@@ -136,6 +136,39 @@ def test_check_counts_nan_against_a_number_as_different(tmp_path: Path) -> None:
     assert not found["equal"] and numpy.isnan(found["max_abs_diff"])
 
 
+def test_check_takes_a_cast_for_equal_and_says_so(tmp_path: Path) -> None:
+    values = tensors_of(SMALL)
+    values["lm_head.weight"][0, :4] = [3e-6, -2e-7, 1e-9, 5e-5]  # float16 has fewer digits there, and then none
+    folder = make_folder(tmp_path / "brain", dtype="bfloat16", values=values)
+    convert(folder, tmp_path / "half.ckpt")
+    for sides in ((folder, tmp_path / "half.ckpt"), (tmp_path / "half.ckpt", folder)):
+        found = check(*sides)
+        row = next(row for row in found["rows"] if row["name"] == "lm_head.weight")
+        assert found["equal"] and row["rounded"] and 0 < row["max_abs_diff"] < 1e-7 and found["rounded"] >= 1
+        assert "equal up to the rounding" in table(found)
+    tensors = read_all(tmp_path / "half.ckpt")
+    tensors["lm_head.weight"][0, 0] = numpy.nextafter(tensors["lm_head.weight"][0, 0], numpy.float16(1))
+    with CheckpointWriter(tmp_path / "odd.ckpt") as out:
+        for name, value in tensors.items():
+            out.add(name, value)
+    assert check(folder, tmp_path / "odd.ckpt")["different"] == 1, "one step of float16 is no cast"
+
+
+def test_check_does_not_take_a_clamped_value_for_a_cast(tmp_path: Path) -> None:
+    values = tensors_of(SMALL)
+    values["model.norm.weight"][0] = 1e6
+    folder = make_folder(tmp_path / "big", values=values)
+    convert(folder, tmp_path / "x.ckpt", clamp=True)
+    found = check(folder, tmp_path / "x.ckpt")
+    assert [row["name"] for row in found["rows"] if not row["equal"]] == ["model.norm_out.weight"]
+    tensors = read_all(tmp_path / "x.ckpt")
+    tensors["model.norm_out.weight"][0] = numpy.inf
+    with CheckpointWriter(tmp_path / "inf.ckpt") as out:
+        for name, value in tensors.items():
+            out.add(name, value)
+    assert check(folder, tmp_path / "inf.ckpt")["different"] == 1 and not check(folder, tmp_path / "inf.ckpt")["equal"]
+
+
 def test_check_tells_shapes_and_names_apart(tmp_path: Path) -> None:
     sides = {"a": {"x": numpy.ones(3), "y": numpy.ones(2)}, "b": {"x": numpy.ones(4), "z": numpy.ones(2)}}
     for name, tensors in sides.items():
@@ -184,6 +217,26 @@ def test_the_plot_shows_a_swap(hf: Callable[..., Path], tmp_path: Path) -> None:
         lines = {line.get_label(): line.get_ydata() for line in axes.lines}
         assert len(axes.lines) >= 6 and all((values > 0).all() for values in lines.values())
     picture.savefig(tmp_path / "x.png")
+    assert largest_gap(picture) == 1.0, "a right conversion: every circle sits on its line"
+    tensors = read_all(tmp_path / "x.ckpt")
+    with CheckpointWriter(tmp_path / "swapped.ckpt") as out:
+        for name, value in tensors.items():
+            other = {"w1": "w3", "w3": "w1"}.get(name.split(".")[-2], "")
+            out.add(name, tensors[name.replace(name.split(".")[-2], other)] if other else value)
+    assert largest_gap(figure(folder, tmp_path / "swapped.ckpt")) > 2.5
+
+
+def largest_gap(picture: Any) -> float:
+    """The largest ratio between a circle and the line of its colour."""
+    gaps = [1.0]
+    for axes in picture.axes:
+        for line in axes.lines:
+            for circles in axes.lines:
+                alike = line.get_color() == circles.get_color()
+                if alike and line.get_linestyle() == "-" and circles.get_marker() == "o":
+                    ratio = line.get_ydata() / numpy.asarray(circles.get_ydata())
+                    gaps.append(float(numpy.maximum(ratio, 1 / ratio).max()))
+    return max(gaps)
 
 
 def command(*arguments: Any) -> subprocess.CompletedProcess:

@@ -137,6 +137,23 @@ def test_an_adapter_that_does_not_fit_is_refused(run: Tuple[Path, Path], tmp_pat
     assert not (tmp_path / "x.ckpt").exists()
 
 
+def test_nothing_replaces_what_it_is_made_from(run: Tuple[Path, Path], tmp_path: Path) -> None:
+    base, trained = run
+    save_adapter(trained, tmp_path / "a.ckpt", lora_alpha=ALPHA)
+    before = {path: path.read_bytes() for path in (base, trained, tmp_path / "a.ckpt")}
+    (tmp_path / "link.ckpt").symlink_to(base)
+    for call in (
+        lambda: merge_lora(trained, trained, lora_alpha=ALPHA),
+        lambda: merge_lora(tmp_path / "a.ckpt", tmp_path / "link.ckpt", base=base),
+        lambda: save_adapter(trained, trained),
+        lambda: join_adapter(tmp_path / "a.ckpt", tmp_path / "a.ckpt", base=base),
+    ):
+        with pytest.raises(Refused, match="is what is read; it would be replaced"):
+            call()
+    assert {path: path.read_bytes() for path in before} == before
+    assert not list(tmp_path.rglob("*.part"))
+
+
 def test_a_merge_that_overflows_float16_is_refused(run: Tuple[Path, Path], tmp_path: Path) -> None:
     with pytest.raises(Refused, match="not finite as float16"):
         merge_lora(run[1], tmp_path / "x.ckpt", lora_alpha=1e9, dtype="float16")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,13 +16,14 @@ import pytest
 from weights_kit import make_folder, tensors_of
 
 from qwenlib.errors import Refused, WorkFailed
-from qwenlib.profile import Model
-from qwenlib.weights import convert
+from qwenlib.profile import Model, Parallel
+from qwenlib.weights import check, convert, open_source, slice_checkpoint
 from qwenlib.weights.layout import Planned, checkpoint_layout
 from qwenlib.weights.output import written
 
 ROOT = Path(__file__).resolve().parents[2]
 MEDIUM = Model(hidden_size=512, num_layers=6, num_heads=8, vocab_size=8000, intermediate_size=1400)  # 27 M parameters
+PLAN = Parallel(data_parallel=2, model_parallel=2)
 
 
 @pytest.fixture(scope="module")
@@ -31,21 +33,25 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
 
 
-def start(folder: Path, out: Path) -> subprocess.Popen:
-    command = [
-        sys.executable,
-        "-m",
-        "qwenlib",
-        "weights",
-        "convert",
-        "--torch_ckpt_dir",
-        str(folder),
-        "--mindspore_ckpt_path",
-        str(out),
-        "--dtype",
-        "float32",
-    ]
+def begin(*arguments: str) -> subprocess.Popen:
+    command = [sys.executable, "-m", "qwenlib", "weights", *arguments]
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def start(folder: Path, out: Path) -> subprocess.Popen:
+    return begin("convert", "--torch_ckpt_dir", str(folder), "--mindspore_ckpt_path", str(out), "--dtype", "float32")
+
+
+def kill_within(process: subprocess.Popen, folder: Path, delay: float) -> None:
+    """SIGKILL ``delay`` seconds after the first file appeared below ``folder``."""
+    until = time.monotonic() + 20
+    while process.poll() is None and time.monotonic() < until:
+        if any(path.is_file() for path in folder.rglob("*")):
+            break
+        time.sleep(0.001)
+    time.sleep(delay)
+    process.kill()
+    process.wait()
 
 
 def test_kill_9_at_any_instant_leaves_no_file_with_the_final_name(folder: Path, tmp_path: Path) -> None:
@@ -72,6 +78,48 @@ def test_kill_9_at_any_instant_leaves_no_file_with_the_final_name(folder: Path, 
     convert(folder, tmp_path / "model_dir", "float32")
     assert out.read_bytes() == whole
     assert sorted(item.name for item in out.parent.iterdir()) == ["qwen1_5.ckpt", "qwen1_5.ckpt.meta.json"]
+
+
+def test_kill_9_while_slicing_leaves_whole_slices_or_none_and_no_claim(folder: Path, tmp_path: Path) -> None:
+    slice_checkpoint(folder, tmp_path / "whole", PLAN)
+    whole = {path.name: path.read_bytes() for path in (tmp_path / "whole").rglob("*.ckpt")}
+    draw, interrupted = random.Random(7), 0
+    given = ("--source", str(folder), "--profile", "lora_7b_910a", "-s", "lora.parallel.data_parallel=2")
+    for number in range(5):
+        out = tmp_path / str(number)
+        process = begin("slice", *given, "--output_dir", str(out))
+        kill_within(process, tmp_path / str(number), draw.uniform(0, 0.12))
+        held = {path.name: path.read_bytes() for path in out.rglob("*.ckpt")}
+        assert held.items() <= whole.items(), "never half a slice under its name"
+        if not (out / "slice.json").exists():
+            interrupted += 1
+        else:
+            assert set(held) == set(whole), "slice.json comes last"
+        slice_checkpoint(folder, out, PLAN)
+        assert {path.name: path.read_bytes() for path in out.rglob("*.ckpt")} == whole
+        assert not list(out.rglob("*.part"))
+    assert interrupted >= 1
+
+
+def test_kill_9_while_exporting_leaves_a_folder_that_is_no_model_and_a_second_run_mends_it(
+    folder: Path, tmp_path: Path
+) -> None:
+    convert(folder, tmp_path / "x.ckpt", "float32")
+    draw, interrupted, out = random.Random(11), 0, tmp_path / "hf"
+    given = ("--source", str(tmp_path / "x.ckpt"), "--torch_ckpt_dir", str(folder), "--max_shard_size", "20MB")
+    for _ in range(4):
+        process = begin("export", *given, "--output_dir", str(out))
+        kill_within(process, out, draw.uniform(0, 0.12))
+        if (out / "config.json").exists():
+            assert check(out, tmp_path / "x.ckpt")["equal"]
+            shutil.rmtree(out)
+        else:
+            interrupted += 1
+            with pytest.raises(Refused, match=r"config\.json|no \.ckpt file|there is no checkpoint"):
+                open_source(out)
+    assert interrupted >= 1
+    assert begin("export", *given, "--output_dir", str(out)).wait(60) == 0
+    assert check(out, tmp_path / "x.ckpt")["equal"] and not list(out.rglob("*.part"))
 
 
 def test_the_interrupt_key_leaves_nothing(folder: Path, tmp_path: Path) -> None:

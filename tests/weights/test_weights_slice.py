@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import shutil
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Tuple
 
@@ -11,9 +13,11 @@ from qwen_forward import sliced, whole
 from weights_kit import make_folder, read_all, tensors_of
 
 from qwenlib.errors import Refused
+from qwenlib.estimate.slices import slices
 from qwenlib.profile import Model, Parallel
 from qwenlib.profile import load as load_profile
-from qwenlib.weights import convert, merge, open_source, slice_checkpoint
+from qwenlib.weights import convert, fit, merge, open_source, slice_checkpoint
+from qwenlib.weights.checkpoint import CheckpointWriter
 from qwenlib.weights.layout import Planned
 from qwenlib.weights.names import entries
 from qwenlib.weights.slice_plan import make_plan, stage_of, wanted_ranks
@@ -218,6 +222,119 @@ def test_only_wanted_ranks_are_written(full: Path, tmp_path: Path) -> None:
         assert (tmp_path / "some" / file).read_bytes() == (tmp_path / "all" / file).read_bytes()
     with pytest.raises(Refused, match="missing: rank_0, rank_1, rank_4"):
         open_source(tmp_path / "some")
+    slice_checkpoint(full, tmp_path / "some", parallel, ranks="0-1,4-8,10-15")  # the other servers' share
+    assert [path.read_bytes() for path in sorted((tmp_path / "some").rglob("*.ckpt"))] == [
+        path.read_bytes() for path in sorted((tmp_path / "all").rglob("*.ckpt"))
+    ]
+    merge(tmp_path / "some", tmp_path / "merged.ckpt")
+
+
+def test_ranks_of_another_plan_or_checkpoint_are_not_mixed(full: Path, tmp_path: Path) -> None:
+    parallel = PLANS["finetune"][0]
+    slice_checkpoint(full, tmp_path / "out", parallel, ranks="0-7")
+    before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    other = make_folder(tmp_path / "hf", MODEL, values=tensors_of(MODEL, seed=1))
+    for source, plan, options in (
+        (full, PLANS["lora"][0], {"ranks": "0-3"}),
+        (other, parallel, {"ranks": "8-15"}),
+        (full, parallel, {"ranks": "8-15", "dtype": "float16"}),
+        (full, parallel, {"ranks": "8-15", "optimizer_parallel": False}),
+    ):
+        with pytest.raises(Refused, match="which were not cut from the same checkpoint by the same plan"):
+            slice_checkpoint(source, tmp_path / "out", plan, **options)
+    assert {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()} == before
+    slice_checkpoint(other, tmp_path / "out", parallel)  # all ranks: nothing old is left
+    merge(tmp_path / "out", tmp_path / "x.ckpt")
+    (tmp_path / "out" / "slice.json").unlink()
+    with pytest.raises(Refused, match="holds rank_8, rank_9"):
+        slice_checkpoint(full, tmp_path / "out", PLANS["lora"][0])
+
+
+def test_slices_are_compared_with_the_plan_of_a_training(full: Path, tmp_path: Path) -> None:
+    network = dataclasses.replace(MODEL, param_init_type="float32")
+    parallel, _ = PLANS["finetune"]
+    slice_checkpoint(full, tmp_path / "out", parallel)
+    assert fit.is_sliced(tmp_path / "out") and not fit.is_sliced(full.parent.parent)
+    assert fit.misfits(tmp_path / "out", network, parallel) == []
+    assert fit.misfits(tmp_path / "out", network, dataclasses.replace(parallel, micro_batch_num=4)) == []
+    said = fit.misfits(tmp_path / "out", network, PLANS["lora"][0])
+    assert said == ["it was cut for 16 ranks, the plan has 8"]
+    other = dataclasses.replace(parallel, data_parallel=4, model_parallel=2)
+    assert "it was cut by another plan (model.layers.0.attention.wq.weight" in fit.misfits(
+        tmp_path / "out", network, other
+    )[0].replace("model.tok_embeddings.embedding_weight, ", "")
+    assert "another plan" in fit.misfits(tmp_path / "out", network, parallel, optimizer_parallel=False)[0]
+    assert "from another model (model.tok" in fit.misfits(tmp_path / "out", Model(), parallel)[0]
+    (tmp_path / "out" / "rank_3" / "checkpoint_3.ckpt").unlink()
+    (tmp_path / "out" / "rank_4" / "more.ckpt").touch()
+    assert fit.misfits(tmp_path / "out", network, parallel, ranks=range(3, 6)) == [
+        "rank_3 holds 0 .ckpt files where one is needed",
+        "rank_4 holds 2 .ckpt files where one is needed",
+    ]
+
+
+def test_where_a_whole_checkpoint_is_needed_slices_are_refused_and_replicas_are_not(full: Path, tmp_path: Path) -> None:
+    slice_checkpoint(full, tmp_path / "copies", Parallel(data_parallel=2), optimizer_parallel=False)
+    fit.refuse_cut(tmp_path / "copies")
+    fit.refuse_cut(full)
+    for number, (parallel, optimizer) in enumerate(PLANS.values()):
+        slice_checkpoint(full, tmp_path / str(number), parallel, optimizer_parallel=optimizer)
+        with pytest.raises(Refused, match=r"holds the slices of \d+ ranks, and a whole checkpoint .* weights merge"):
+            fit.refuse_cut(tmp_path / str(number))
+
+
+@pytest.mark.parametrize(
+    ("profile", "task"), [("lora_7b_910a", "lora"), ("finetune_7b_910a", "finetune"), ("smoke", "finetune")]
+)
+def test_the_estimates_slices_are_those_that_are_cut(profile: str, task: str) -> None:
+    prof = load_profile(profile)
+    parallel = prof.task(task).parallel
+    told = slices(prof.model, parallel, prof.task(task).adapter)
+    plan = make_plan([Planned(item.name, "float16", item.shape) for item in told], parallel)
+    for item in told:
+        windows = [plan.window(item.name, item.shape, rank) for rank in range(plan.ranks)]
+        held = [rank for rank, window in enumerate(windows) if window is not None]
+        assert held == [rank for rank in range(plan.ranks) if rank // plan.devices == item.stage], item.name
+        assert {window.rows * window.columns for window in windows if window} == {item.kept}, item.name
+
+
+def test_a_killed_trainings_ranks_are_merged_from_the_step_that_all_have(full: Path, tmp_path: Path) -> None:
+    parallel, whole_model = Parallel(data_parallel=2, model_parallel=2), read_all(full)
+    for step in (10, 20):
+        with CheckpointWriter(tmp_path / "step.ckpt") as out:
+            for name, value in whole_model.items():
+                out.add(name, value + step)
+            out.add("step_num", numpy.array(step, numpy.int32))
+        slice_checkpoint(tmp_path / "step.ckpt", tmp_path / str(step), parallel)
+        for rank in range(4):
+            if (step, rank) != (20, 3):  # it was killed while it saved
+                goal = tmp_path / "run" / f"rank_{rank}" / f"qwen2_rank_{rank}-1_{step}.ckpt"
+                goal.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(tmp_path / str(step) / f"rank_{rank}" / f"checkpoint_{rank}.ckpt", goal)
+    how = {"parallel": parallel, "model": MODEL}
+    merge(tmp_path / "run", tmp_path / "latest.ckpt", **how)
+    merge(tmp_path / "run", tmp_path / "ten.ckpt", step=10, **how)
+    for path in ("latest.ckpt", "ten.ckpt"):
+        found = read_all(tmp_path / path)
+        assert set(found) == set(whole_model)
+        assert all((found[name] == value + 10).all() for name, value in whole_model.items())
+    with pytest.raises(Refused, match=r"rank_3 holds no checkpoint of step 20; its files are of step 10"):
+        merge(tmp_path / "run", tmp_path / "x.ckpt", step=20, **how)
+    (tmp_path / "run" / "rank_3" / "qwen2_rank_3-1_10.ckpt").rename(tmp_path / "run" / "rank_3" / "q-1_30.ckpt")
+    with pytest.raises(Refused, match=r"no step in common .*rank_3: q-1_30\.ckpt"):
+        merge(tmp_path / "run", tmp_path / "x.ckpt", **how)
+    assert not (tmp_path / "x.ckpt").exists()
+    shutil.copytree(tmp_path / "run" / "rank_0", tmp_path / "alone" / "rank_0")
+    with pytest.raises(Refused, match="holds 2 checkpoints"):
+        open_source(tmp_path / "alone")
+    assert open_source(tmp_path / "alone", step=20).path.name == "qwen2_rank_0-1_20.ckpt"
+
+
+def test_a_slice_is_not_replaced_by_the_whole_that_is_merged_of_it(full: Path, tmp_path: Path) -> None:
+    slice_checkpoint(full, tmp_path / "out", Parallel(model_parallel=2))
+    with pytest.raises(Refused, match=r"checkpoint_0\.ckpt is what is read; it would be replaced"):
+        merge(tmp_path / "out", tmp_path / "out" / "rank_0" / "checkpoint_0.ckpt")
+    merge(tmp_path / "out", tmp_path / "x.ckpt")
 
 
 @pytest.mark.parametrize("text", ["a", "3-1", "16", "-1", "1,,2", "0-99"])
