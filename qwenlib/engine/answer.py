@@ -114,9 +114,6 @@ def answer(
         )
     except Stopped:
         finish = "asked" if asked else "stop"
-    finally:
-        network.is_first_iteration = True
-        network.add_flags_recursive(is_first_iteration=True)
     seconds = time.monotonic() - times[0]
     text = fast.decode(streamer.ids, skip_special_tokens=False)
     if on_text is not None and len(text) > len(said) and not asked:

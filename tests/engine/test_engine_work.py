@@ -15,7 +15,7 @@ import yaml
 from qwenlib import launch
 from qwenlib import profile as profiles
 from qwenlib.engine import job as jobs
-from qwenlib.engine import work
+from qwenlib.engine import serving, work
 from qwenlib.engine.job import Job
 from qwenlib.errors import Refused
 from qwenlib.files import write_json
@@ -277,7 +277,7 @@ def test_a_task_that_the_profile_lacks_is_refused(given: Dict[str, Any]) -> None
 
 def test_answering_is_one_rank_with_its_socket_and_adapter(given: Dict[str, Any]) -> None:
     del given["train_dataset"]
-    plan = work.serve_plan(profiles.load("smoke"), socket="/tmp/s", adapter_task="lora", **given)
+    plan = serving.serve_plan(profiles.load("smoke"), socket="/tmp/s", adapter_task="lora", **given)
     job = jobs.load(given["run_dir"] / "job.json")
     assert (plan.ranks, plan.rendezvous, job.task, job.settings) == (1, "single", "serve", {"socket": "/tmp/s"})
     assert job.config["model"]["model_config"]["pet_config"]["lora_rank"] == 16
