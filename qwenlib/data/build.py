@@ -157,7 +157,7 @@ def vocabulary_files(vocab_file: Union[str, Path], merges_file: Union[str, Path]
 
 
 def encoded_batches(encoder: Encoder, sources: List[Path], nice: int = 0) -> Generator[List[Encoded], None, None]:
-    """Batches of encoded conversations, made in a thread while the caller works on those before; ``nice``: see ahead."""
+    """Batches of encoded conversations, made in a thread while the caller works on others; ``nice``: see ahead."""
     return ahead((list(encoder.encode(batch)) for batch in _batches(sources)), AHEAD, nice)
 
 
