@@ -85,7 +85,7 @@ def estimate(
         "parameters": sum(item.size for item in every),
         "trainable_parameters": learned,
         "length": length(
-            profile, task, rows, real_share, mfu or default_mfu(profile.model, task, profile.data.seq_length)
+            profile, task, rows, real_share, mfu or default_mfu(task, profile.model, profile.data.seq_length)
         ),
         "mfu_counted": HOW,
         # Weights alone, overwritten at each save; and with Adam's two float32 states, keep_checkpoint_max of them.

@@ -25,7 +25,7 @@ from qwenlib.files import write_json
 
 LORA, FULL = profiles.load("lora_7b_910a"), profiles.load("finetune_7b_910a")
 TASKS = [(LORA, "lora"), (FULL, "finetune")]
-LORA_MFU = default_mfu(LORA.model, LORA.task("lora"), 2048)
+LORA_MFU = default_mfu(LORA.task("lora"), LORA.model, 2048)
 
 
 @pytest.mark.parametrize(("profile", "task"), [(LORA, "lora"), (FULL, "finetune")])
@@ -86,6 +86,7 @@ def test_guide_rows_state_their_mfu_and_come_back() -> None:
     matrices = 151936 * 4096 + 32 * (4 * 4096 * 4096 + 3 * 4096 * 11008)
     by_hand = 1060 * (6 * matrices + 12 * 32 * 4096 * 4096) / 256e12
     assert rows[1]["mfu"] == pytest.approx(by_hand)
+    assert default_mfu(FULL.task("finetune")) == pytest.approx(by_hand)
     assert rooms.estimate(FULL, "finetune")["length"]["tokens_per_second_per_card"] == pytest.approx(1060)
 
 
