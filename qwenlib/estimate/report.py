@@ -182,7 +182,7 @@ def figure(found: Dict[str, Any]) -> Any:
     """A stacked bar of a card's memory for each pipeline stage, against the limit (a matplotlib figure)."""
     from matplotlib.figure import Figure
 
-    drawn = Figure(figsize=(8, 1.6 + 0.5 * len(found["stages"])), layout="constrained")
+    drawn = Figure(figsize=(8, 2 + 0.5 * len(found["stages"])), layout="constrained")
     axes = drawn.subplots()
     cards = found["fits"] is not None
     unit, name = (GIB, "GiB") if cards or found["peak"] >= GIB else (2**20, "MiB")
@@ -199,5 +199,5 @@ def figure(found: Dict[str, Any]) -> Any:
     axes.invert_yaxis()
     axes.set_xlabel(f"{name} a {'card' if cards else 'rank'} (estimate)")
     axes.set_title(f"{found['profile']} · {found['task']}")
-    axes.legend(ncols=4, fontsize="small", loc="upper center", bbox_to_anchor=(0.5, -0.25 - 0.25 / len(labels)))
+    drawn.legend(ncols=4, fontsize="small", loc="outside lower center")
     return drawn
