@@ -255,7 +255,7 @@ def test_imports_are_probed_in_a_child(tmp_path, monkeypatch):
     monkeypatch.setattr(software, "PROBE_SECONDS", 1.0)
     monkeypatch.setattr(software, "installed", lambda name: "1.0")
     context = Context(profiles.load(LORA), tmp_path, {**os.environ, "PYTHONPATH": str(tmp_path)})
-    slow, broken = software.imports(context)
+    slow, broken, _ = software.imports(context)
     assert (slow.state, broken.state) == (FAIL, FAIL)
     assert "more than 1 s" in slow.reason and "no such op" in broken.reason
 
