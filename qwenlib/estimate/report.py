@@ -152,8 +152,8 @@ def _plans(found: Dict[str, Any]) -> List[str]:
     where = f"{found['plans_for']} card(s) ({many} server(s) with {each})"
     if not found["plans"]:
         fewest = found["fewest_cards"]
-        on = f"{fewest} is the least" if fewest else "nor on 64"
-        return [f"no plan fits on {where}; {on}: --cards"]
+        instead = f"--cards {fewest} is the least that does" if fewest else "nor on any number of cards up to 64"
+        return [f"no plan fits on {where} and fills its steps with {found['length']['rows']:,} rows; {instead}"]
     cells = [list(_HEADS.values()), *([_cell(row[key]) for key in _HEADS] for row in found["plans"])]
     widths = [max(len(row[place]) for row in cells) for place in range(len(_HEADS))]
     table = ["  " + "  ".join(cell.rjust(width) for cell, width in zip(row, widths)) for row in cells]
