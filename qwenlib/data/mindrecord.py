@@ -170,7 +170,7 @@ class _Remembered:
 
 
 def _remember_schema(writer: Any) -> None:
-    """Spare MindSpore to make its schema anew from JSON, six times a row: a sixth of the time that writing takes.
+    """Spare MindSpore to make its schema anew from JSON, six times a row: a fifth of the time that writing takes.
 
     Where its writer is built differently, nothing happens.
     """
