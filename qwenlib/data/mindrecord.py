@@ -174,7 +174,7 @@ def _remember_schema(writer: Any) -> None:
 
     Where its writer is built differently, nothing happens.
     """
-    inner = getattr(writer, "_writer", None)
+    inner: Any = getattr(writer, "_writer", None)
     header = getattr(inner, "_header", None)
     if hasattr(header, "schema") and hasattr(header, "blob_fields"):
         inner._header = _Remembered(header)
