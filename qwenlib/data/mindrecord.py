@@ -111,6 +111,8 @@ class Writer:
                 row = sum(column.nbytes for column in rows[0].values())
                 self._writer.set_page_size(max(PAGE, 1 << (2 * row).bit_length()))
             self._writer.write_raw_data(rows)
+            if not self.rows:
+                _remember_schema(self._writer)
         self.rows += len(rows)
 
     def __exit__(
@@ -155,6 +157,27 @@ class Writer:
 
     def _remove(self) -> None:
         shutil.rmtree(self._folder, ignore_errors=True)
+
+
+class _Remembered:
+    """A header of MindSpore's that knows its schema; all else is asked of the real one."""
+
+    def __init__(self, header: Any):
+        self._real, self.schema, self.blob_fields = header, header.schema, header.blob_fields
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._real, name)
+
+
+def _remember_schema(writer: Any) -> None:
+    """Spare MindSpore to make its schema anew from JSON, six times a row: a fifth of the time that writing takes.
+
+    Where its writer is built differently, nothing happens.
+    """
+    inner: Any = getattr(writer, "_writer", None)
+    header = getattr(inner, "_header", None)
+    if hasattr(header, "schema") and hasattr(header, "blob_fields"):
+        inner._header = _Remembered(header)
 
 
 def _remove_left_over(path: Path) -> None:
