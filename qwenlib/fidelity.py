@@ -87,8 +87,14 @@ ARTEFACTS = (
     Artefact(
         "sliced tensors",
         EQUAL,
-        "cuts by model_parallel, stages and flags as in the network that MindFormers builds",
+        "cuts by model_parallel, stages and flags as in the network that MindFormers builds, and the bytes of its Adam",
         "estimate/test_estimate_mindformers.py::test_slices_are_mindformers_own",
+    ),
+    Artefact(
+        "a rank's slice file",
+        EQUAL,
+        "rank by rank and tensor by tensor of the size that those cuts give",
+        "estimate/test_estimate_mindformers.py::test_a_card_holds_what_the_slicer_writes_for_it",
     ),
     Artefact(
         "stages of the pipeline",

@@ -121,6 +121,24 @@ def _goes_on(given: Inputs) -> bool:
     return bool(rundir.current(folder)["state"] not in rundir.FINAL)
 
 
+def check_predict(profile: Profile) -> Report:
+    """Whether a profile can answer on its one card; never raises for what it finds."""
+    from qwenlib.estimate.memory import answering, limit_bytes
+
+    found = [Finding("profile", FAIL, text) for text in profiles.check(profile)] or [Finding("profile", OK, "fits")]
+    longest = profile.model.max_position_embedding
+    if profile.data.seq_length > longest:
+        text = f"seq_length {profile.data.seq_length} is longer than the model's {longest} positions"
+        found.append(Finding("sequence length", FAIL, text))
+    if profile.device_target == "Ascend" and found[0].state == OK:
+        memory, limit = answering(profile), limit_bytes(profile)
+        parts = ", ".join(f"{name} {size / GIB:.1f}" for name, size in memory.parts.items())
+        text = f"about {memory.total / GIB:.1f} of {limit / GIB:.0f} GiB: {parts}"
+        found.append(Finding("device memory", OK if memory.total <= limit else FAIL, text))
+    numbered = (Finding(item.name, item.state, item.reason, number) for number, item in enumerate(found, 1))
+    return Report(profile.name, "predict", tuple(numbered))
+
+
 def _ranks(profile: Profile, task: Task, given: Inputs) -> Iterator[Finding]:
     from qwenlib import ranktable
 
@@ -297,7 +315,8 @@ def _checkpoint(profile: Profile, task: Task, given: Inputs) -> Iterator[Finding
 def _slices(profile: Profile, task: Task, path: Path) -> Finding:
     from qwenlib.weights import fit
 
-    problems = fit.misfits(path, profile.model, task.parallel, profile.device_target != "CPU")
+    rank = task.adapter.lora_rank if task.adapter else 0
+    problems = fit.misfits(path, profile.model, task.parallel, profile.device_target != "CPU", lora_rank=rank)
     files = fit.rank_files(path)
     if problems or not files:
         told = "; ".join(problems) or "it holds no rank_N"

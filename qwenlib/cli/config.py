@@ -22,7 +22,7 @@ def register(app: typer.Typer) -> None:
 @config.command("check")
 def check(
     profile: str = typer.Option("smoke", "--profile", help="A shipped profile, or the path of a .yaml file."),
-    task: str = typer.Option("", "--task", help="lora or finetune; default: every task that the profile has."),
+    task: str = typer.Option("", "--task", help="lora, finetune or predict; default: every training, else predict."),
     load_checkpoint: Optional[Path] = typer.Option(None, "--load_checkpoint", help="model_dir, or a .ckpt."),
     train_dataset: Optional[Path] = typer.Option(None, "--train_dataset", help="The MindRecord to train on."),
     torch_ckpt_dir: Optional[Path] = typer.Option(
@@ -49,7 +49,10 @@ def check(
     inputs = preflight.Inputs(load_checkpoint, train_dataset, rank_table=rank_table, run_dir=output_dir)
     if torch_ckpt_dir is not None:
         inputs.sizes = read_folder(torch_ckpt_dir).sizes
-    reports = [preflight.check(prof, name, inputs) for name in ([task] if task else prof.tasks())]
+    trainings = [task] if task not in ("", "predict") else [] if task else prof.tasks()
+    reports = [preflight.check(prof, name, inputs) for name in trainings]
+    if task == "predict" or not reports:
+        reports = [preflight.check_predict(prof)]
     if as_json:
         checks = {report.task: [asdict(item) for item in report.findings] for report in reports}
         ok = not any(report.fails for report in reports)
@@ -57,10 +60,6 @@ def check(
     for report in reports:
         if not as_json:
             typer.echo(f"{report.profile}, {report.task}\n{report.text()}")
-    if not reports:
-        profiles.load(profile, setting or [])  # no training task: the profile alone
-        if not as_json:
-            typer.echo(f"{prof.name}: fits")
     for report in reports:
         report.stop()
 

@@ -208,7 +208,7 @@ def preview(
     value: Dict[str, Any] = {"row": row, "text": show.text(found, tokenizer), "tokens": show.table(found, tokenizer)}
     if notes is not None:
         value["packing"] = packing(notes, rows_per_step)
-        text += f"\n\n{saving_text(value['packing'])}"
+        text += f"\n\n{saving_text(value['packing'], bool(notes['pack']))}"
     _tell(as_json, value, text)
 
 

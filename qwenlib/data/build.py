@@ -25,6 +25,9 @@ from qwenlib.progress import Progress
 BATCH, BATCH_CHARACTERS = 256, 2**20
 """Conversations, or characters, that are tokenized together."""
 
+AHEAD = 16
+"""Such batches that wait to be written, about a megabyte each at most."""
+
 WRITE = 32
 """Rows that are handed to MindSpore together; more are slower, as memory is not used again."""
 
@@ -83,12 +86,15 @@ def build(
     tally = Tally(seq_length, too_long, pack)
     with contextlib.ExitStack() as stack:
         # First of all: the tokenizer works while MindSpore is being imported, and behind all writing afterwards.
-        encoded = stack.enter_context(contextlib.closing(encoded_batches(encoder, sources)))
+        # Padded, MindSpore's writing takes longer, and no core should be taken from it.
+        encoded = stack.enter_context(contextlib.closing(encoded_batches(encoder, sources, nice=0 if pack else 5)))
         writer = stack.enter_context(mindrecord.Writer(target, file_partition, beside=[meta_path(target)]))
         bar = stack.enter_context(Progress("build", lines or None, "records"))
         samples = _samples(encoded, tally, bar, seq_length + 1, too_long, encoder.end)
         rows = _packed(samples, seq_length, encoder.pad, seed) if pack else _padded(samples, seq_length, encoder.pad)
-        for batch in _chunks(tally.watch(rows), WRITE):
+        # A thread of its own, too: MindSpore squeezes each number into few bytes, which is most of a padded build.
+        batches = stack.enter_context(contextlib.closing(ahead(_chunks(tally.watch(rows), WRITE), depth=8)))
+        for batch in batches:
             writer.write(batch)
         if not writer.rows:
             raise Refused(f"every conversation is longer than a row of {seq_length + 1} tokens, and was dropped.")
@@ -150,9 +156,9 @@ def vocabulary_files(vocab_file: Union[str, Path], merges_file: Union[str, Path]
     return [vocab, Path(merges_file)]
 
 
-def encoded_batches(encoder: Encoder, sources: List[Path]) -> Generator[List[Encoded], None, None]:
-    """Batches of encoded conversations, made in a thread while the caller works on the one before."""
-    return ahead(list(encoder.encode(batch)) for batch in _batches(sources))
+def encoded_batches(encoder: Encoder, sources: List[Path], nice: int = 0) -> Generator[List[Encoded], None, None]:
+    """Batches of encoded conversations, made in a thread while the caller works on others; ``nice``: see ahead."""
+    return ahead((list(encoder.encode(batch)) for batch in _batches(sources)), AHEAD, nice)
 
 
 def _samples(

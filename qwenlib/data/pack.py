@@ -123,12 +123,15 @@ def saving_of(tokens: int, rows: int, packed: int, width: int, rows_per_step: in
     }
 
 
-def saving_text(figures: Dict[str, float]) -> str:
-    """:func:`saving` as a sentence."""
+def saving_text(figures: Dict[str, float], done: bool = False) -> str:
+    """:func:`saving` as a sentence; ``done``: the rows are packed already."""
+    share, steps, packed = (figures[name] for name in ("packed_share", "steps", "packed_steps"))
+    if done:
+        return (
+            f"packed, the epoch takes {packed:,} steps instead of {steps:,}: {100 * share:.1f} % of a step is real "
+            f"instead of {100 * figures['real_share']:.0f} %."
+        )
     real = f"{100 * figures['real_share']:.0f} % of a step is real"
-    if figures["packed_steps"] == figures["steps"]:
-        return f"{real}, and packing would not change that: an epoch takes {figures['steps']:,} steps."
-    return (
-        f"{real}: pack and the epoch takes {figures['packed_steps']:,} steps instead of {figures['steps']:,} "
-        f"({100 * figures['packed_share']:.1f} % real)."
-    )
+    if packed == steps:
+        return f"{real}, and packing would not change that: an epoch takes {steps:,} steps."
+    return f"{real}: pack and the epoch takes {packed:,} steps instead of {steps:,} ({100 * share:.1f} % real)."

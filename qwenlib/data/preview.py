@@ -179,7 +179,7 @@ def packing_text(meta: Mapping[str, Any], profile: Profile) -> str:
     for name in profile.tasks():
         task = profile.task(name)
         per_step = task.batch_size * task.parallel.data_parallel * task.parallel.micro_batch_num
-        lines.append(f"{name}, {per_step} rows a step: {saving_text(packing(meta, per_step))}")
+        lines.append(f"{name}, {per_step} rows a step: {saving_text(packing(meta, per_step), bool(meta.get('pack')))}")
     return "\n".join(lines)
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Dict, Iterator, List, Sequence, Tuple
 import numpy
 
 from qwenlib.data.chatml import Message, special_in
-from qwenlib.data.tokenizer import END_OF_TEXT, IM_END, IM_START, encode_plain, plain, special_ids
+from qwenlib.data.tokenizer import END_OF_TEXT, IM_END, IM_START, plain, special_ids
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -59,8 +59,10 @@ class Encoder:
         self._plain, self._all = plain(tokenizer, normalize=False), labels == "all"
         self.start, self.end = special[IM_START], special[IM_END]
         self.pad = special[END_OF_TEXT]
-        (self._newline,) = encode_plain(tokenizer, ["\n"])
-        (self._answer_head,) = encode_plain(tokenizer, ["assistant\n"])
+        # One by one: the tokenizer's threads are only made when many are encoded, by the thread that does so.
+        self._newline, self._answer_head = (
+            self._plain.encode(text, add_special_tokens=False).ids for text in ("\n", "assistant\n")
+        )
         self._system: Dict[str, List[int]] = {}
 
     def encode(self, conversations: Sequence[Sequence[Message]]) -> Iterator[Encoded]:

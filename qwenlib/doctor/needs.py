@@ -53,7 +53,7 @@ def run_time(profile: Profile) -> Tuple[Optional[float], str]:
     from qwenlib.estimate.speed import default_mfu, length
 
     hours = [
-        length(profile, task, ALPACA_ROWS, 1.0, default_mfu(profile.model, task, profile.data.seq_length))["hours"]
+        length(profile, task, ALPACA_ROWS, 1.0, default_mfu(task, profile.model, profile.data.seq_length))["hours"]
         for task in map(profile.task, profile.tasks())
     ]
     if not hours or None in hours:

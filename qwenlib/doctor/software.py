@@ -81,7 +81,7 @@ def _source_tree(name: str, context: Context) -> str:
 
 
 def imports(context: Context) -> Iterator[Finding]:
-    """Import MindSpore and MindFormers in a child process, with a time limit."""
+    """Import MindSpore, MindFormers and 910A's FlashAttention, each in a child process, with a time limit."""
     if not context.probe_imports:
         yield Finding("import", SKIP, "not asked for")
         return
@@ -93,6 +93,13 @@ def imports(context: Context) -> Iterator[Finding]:
         if name == "mindformers" and not context.ascend:
             first = "from qwenlib.engine.compat import apply_cpu_patches; apply_cpu_patches(); "
         yield _probe(name, f"{first}import {name}", context)
+    if context.ascend and context.profile.model.use_flash_attention:
+        # The line of MindFormers' LLamaAttention: a package of this name from another branch has not got it.
+        code = "from acctransformer.flash_attention.nn.layer.flash_attention import FlashAttention"
+        if installed("acctransformer") or _source_tree("acctransformer", context):
+            yield _probe("acctransformer", code, context)
+        else:
+            yield Finding("import acctransformer", SKIP, "not installed")
 
 
 def _probe(name: str, code: str, context: Context) -> Finding:

@@ -1,6 +1,6 @@
 """What a training needs and how long it takes, before it is started: memory a card, steps, hours, disk, plans."""
 
-from qwenlib.estimate.memory import Memory, limit_bytes, per_card
+from qwenlib.estimate.memory import Memory, answering, limit_bytes, per_card
 from qwenlib.estimate.plans import ALPACA_ROWS, SIZES, fewest_cards, servers, settings, suggest
 from qwenlib.estimate.report import data_at_hand, estimate, figure, frame, text, with_size
 from qwenlib.estimate.speed import GUIDE, guide_rows
@@ -10,6 +10,7 @@ __all__ = [
     "GUIDE",
     "SIZES",
     "Memory",
+    "answering",
     "data_at_hand",
     "estimate",
     "fewest_cards",

@@ -18,8 +18,8 @@ from dataclasses import dataclass, replace
 from typing import Dict, List
 
 from qwenlib.errors import Refused
-from qwenlib.estimate.slices import Held, held
-from qwenlib.profile import Model, Profile, Task
+from qwenlib.estimate.slices import Held, held, slices
+from qwenlib.profile import Model, Parallel, Profile, Task
 
 GIB = 2**30
 HCCL_BUFFER = 400 * 2**20
@@ -92,6 +92,29 @@ def _stage(profile: Profile, task: Task, stage: int, mine: Held) -> Memory:
             "activations": activations,
             "logits": logits_bytes(model, task, profile.data.seq_length) if last else 0,
             "HCCL buffers": HCCL_BUFFER * groups if plan.ranks > 1 and shards else 0,
+        },
+    )
+
+
+def answering(profile: Profile, batch_size: int = 1) -> Memory:
+    """Memory of the one card that answers, in bytes: weights, keys and values of seq_length tokens, the first pass.
+
+    The first pass goes over the whole prompt: one layer's scores (answers use no FlashAttention) and half a dozen
+    arrays of its hidden states at a time, then the logits of every place, once more in float32. An upper bound from
+    the shapes, not measured.
+    """
+    model, tokens = profile.model, profile.data.seq_length * batch_size
+    width = _BYTES[model.compute_dtype]
+    key_value = model.hidden_size // model.num_heads * (model.n_kv_heads or model.num_heads)
+    layer = width * (6 * model.hidden_size + 2 * model.intermediate_size)
+    scores = _BYTES[model.softmax_compute_type] * model.num_heads * profile.data.seq_length
+    return Memory(
+        0,
+        {
+            "weights": _BYTES[model.param_init_type] * sum(item.size for item in slices(model, Parallel())),
+            "keys and values": 2 * model.num_layers * key_value * width * tokens,
+            "activations": (layer + scores) * tokens,
+            "logits": (width + 4) * model.vocab_size * tokens,
         },
     )
 

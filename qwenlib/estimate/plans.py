@@ -69,7 +69,7 @@ def suggest(
     if not 1 <= cards <= MOST_CARDS:
         raise Refused(f"cards must be 1 to {MOST_CARDS}, found {cards}.")
     task = profile.task(task_name)
-    scale = mfu / default_mfu(profile.model, task, profile.data.seq_length) if mfu else 1.0
+    scale = mfu / default_mfu(task, profile.model, profile.data.seq_length) if mfu else 1.0
     for whole in dict.fromkeys((task.parallel.vocab_emb_dp, False)):
         found = [
             _row(with_task(profile, task_name, trial), trial, cards, rows, real_share, scale, peak)
@@ -126,7 +126,7 @@ def _fitting(profile: Profile, task_name: str, cards: int, vocab_emb_dp: bool) -
 def _row(
     profile: Profile, trial: Task, cards: int, rows: int, real_share: float, scale: float, peak: int
 ) -> Dict[str, Any]:
-    mfu = scale * default_mfu(profile.model, trial, profile.data.seq_length)
+    mfu = scale * default_mfu(trial, profile.model, profile.data.seq_length)
     told = length(profile, trial, rows, real_share, mfu)
     plan = dataclasses.asdict(trial.parallel)
     keys = ("data_parallel", "model_parallel", "pipeline_stage", "micro_batch_num", "vocab_emb_dp")

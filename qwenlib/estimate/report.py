@@ -85,7 +85,7 @@ def estimate(
         "parameters": sum(item.size for item in every),
         "trainable_parameters": learned,
         "length": length(
-            profile, task, rows, real_share, mfu or default_mfu(profile.model, task, profile.data.seq_length)
+            profile, task, rows, real_share, mfu or default_mfu(task, profile.model, profile.data.seq_length)
         ),
         "mfu_counted": HOW,
         # Weights alone, overwritten at each save; and with Adam's two float32 states, keep_checkpoint_max of them.
@@ -152,8 +152,8 @@ def _plans(found: Dict[str, Any]) -> List[str]:
     where = f"{found['plans_for']} card(s) ({many} server(s) with {each})"
     if not found["plans"]:
         fewest = found["fewest_cards"]
-        on = f"{fewest} is the least" if fewest else "nor on 64"
-        return [f"no plan fits on {where}; {on}: --cards"]
+        instead = f"--cards {fewest} is the least that does" if fewest else "nor on any number of cards up to 64"
+        return [f"no plan fits on {where} and fills its steps with {found['length']['rows']:,} rows; {instead}"]
     cells = [list(_HEADS.values()), *([_cell(row[key]) for key in _HEADS] for row in found["plans"])]
     widths = [max(len(row[place]) for row in cells) for place in range(len(_HEADS))]
     table = ["  " + "  ".join(cell.rjust(width) for cell, width in zip(row, widths)) for row in cells]
@@ -182,7 +182,7 @@ def figure(found: Dict[str, Any]) -> Any:
     """A stacked bar of a card's memory for each pipeline stage, against the limit (a matplotlib figure)."""
     from matplotlib.figure import Figure
 
-    drawn = Figure(figsize=(8, 1.6 + 0.5 * len(found["stages"])), layout="constrained")
+    drawn = Figure(figsize=(8, 2 + 0.5 * len(found["stages"])), layout="constrained")
     axes = drawn.subplots()
     cards = found["fits"] is not None
     unit, name = (GIB, "GiB") if cards or found["peak"] >= GIB else (2**20, "MiB")
@@ -199,5 +199,5 @@ def figure(found: Dict[str, Any]) -> Any:
     axes.invert_yaxis()
     axes.set_xlabel(f"{name} a {'card' if cards else 'rank'} (estimate)")
     axes.set_title(f"{found['profile']} · {found['task']}")
-    axes.legend(ncols=4, fontsize="small", loc="upper center", bbox_to_anchor=(0.5, -0.25 - 0.25 / len(labels)))
+    drawn.legend(ncols=4, fontsize="small", loc="outside lower center")
     return drawn

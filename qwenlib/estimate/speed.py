@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
-from typing import Any, Dict, List
+from typing import Any, Dict, List, Optional
 
 from qwenlib import profile as profiles
 from qwenlib.doctor.needs import parameters
@@ -94,10 +94,15 @@ def bubble(task: Task) -> float:
     return (plan.pipeline_stage - 1) / (plan.micro_batch_num + plan.pipeline_stage - 1)
 
 
-def default_mfu(model: Model, task: Task, seq_length: int) -> float:
-    """The MFU of the guide's row of the same kind (LoRA or all parameters), carried over to the task's layout."""
+def default_mfu(task: Task, model: Optional[Model] = None, seq_length: int = 0) -> float:
+    """The MFU of the guide's row of the same kind (LoRA or all parameters), carried over to the task's layout.
+
+    ``model`` and ``seq_length`` left out: the guide's own.
+    """
     place = 0 if task.adapter is not None else 1
-    return float(guide_rows()[place]["mfu"]) * efficiency(model, task, seq_length) / _efficiency_there(place)
+    there = profiles.load(GUIDE[place].profile) if model is None or not seq_length else None
+    here = efficiency(model or there.model, task, seq_length or there.data.seq_length)  # type: ignore[union-attr]
+    return float(guide_rows()[place]["mfu"]) * here / _efficiency_there(place)
 
 
 @functools.lru_cache(maxsize=2)

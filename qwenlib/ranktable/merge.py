@@ -45,7 +45,7 @@ def merge_files(paths: Sequence[Union[str, Path]], keep_order: bool = False) -> 
         except Refused as error:
             bad.append(str(error))
     if bad:
-        raise Refused(" ".join(bad))
+        raise Refused("; ".join(text.rstrip(".") for text in bad) + ".")
     homes: Dict[Tuple[str, str], Union[str, Path]] = {}
     doubles: List[str] = []
     for path, table in zip(paths, tables):

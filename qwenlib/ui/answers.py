@@ -5,6 +5,8 @@ from __future__ import annotations
 import html
 from typing import Any, List
 
+from qwenlib.progress import in_kernel
+
 _CELL = "padding:6px 10px;vertical-align:top;text-align:left;white-space:pre-wrap;border-bottom:1px solid #ddd"
 
 
@@ -29,6 +31,9 @@ def answers_html(table: Any) -> str:
 
 def show_answers(table: Any) -> None:
     """Display the side-by-side table (HTML in a notebook, plain text elsewhere)."""
+    if not in_kernel():
+        print(table.to_string(index=False))
+        return
     from IPython.display import display
 
-    display({"text/html": answers_html(table), "text/plain": table.to_string()}, raw=True)
+    display({"text/html": answers_html(table), "text/plain": table.to_string(index=False)}, raw=True)

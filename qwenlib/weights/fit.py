@@ -11,7 +11,7 @@ from typing import Dict, Iterable, List, Optional, Union
 from qwenlib.errors import Refused
 from qwenlib.profile import Model, Parallel
 from qwenlib.weights.layout import Planned
-from qwenlib.weights.names import entries
+from qwenlib.weights.names import LORA_A, LORA_B, full_shapes
 from qwenlib.weights.slice_plan import make_plan
 from qwenlib.weights.source import SLICE_META, rank_folders, read_slice_meta
 
@@ -32,18 +32,21 @@ def misfits(
     parallel: Parallel,
     optimizer_parallel: bool = True,
     ranks: Optional[Iterable[int]] = None,
+    lora_rank: int = 0,
 ) -> List[str]:
     """Why a training of ``model`` by ``parallel`` cannot begin with the slices in ``folder``; []: it can.
 
-    ``ranks``: those that are needed here; left out, those that are there. What counts is which rows and columns each
-    rank holds, whatever plan or strategy file they were cut by.
+    ``ranks``: those that are needed here; left out, those that are there. ``lora_rank``: of the adapter that is
+    trained; the slices may hold one already. What counts is which rows and columns each rank holds, whatever plan or
+    strategy file they were cut by.
 
     Raises:
         Refused: slice.json is missing or damaged, or the sizes cannot be cut by ``parallel``.
     """
     folder = Path(folder).expanduser()
     plan, shapes = read_slice_meta(folder / SLICE_META)
-    wanted = [Planned(entry.ms, model.param_init_type, entry.shape) for entry in entries(model)]
+    known = full_shapes(model, lora_rank if any(name.endswith((LORA_A, LORA_B)) for name in shapes) else 0)
+    wanted = [Planned(name, model.param_init_type, shape) for name, shape in known.items()]
     odd = [item.name for item in wanted if shapes.get(item.name) != item.shape]
     odd += sorted(set(shapes) - {item.name for item in wanted})
     if odd:

@@ -18,9 +18,10 @@ from qwenlib.weights.compare import same
 from qwenlib.weights.convert import meta_path, refuse_overflow, require_dtype
 from qwenlib.weights.kinds import as_float32
 from qwenlib.weights.layout import checkpoint_layout
+from qwenlib.weights.names import LORA_A, LORA_B
 from qwenlib.weights.output import written
 from qwenlib.weights.place import target
-from qwenlib.weights.slicing import LORA_A, LORA_B, copy, is_weight
+from qwenlib.weights.slicing import copy, is_weight
 from qwenlib.weights.source import Source, open_source, planned
 from qwenlib.weights.tensors import Files, Tensor, matrix, whole
 

@@ -10,6 +10,9 @@ from typing import Dict, List, NamedTuple, Tuple
 
 from qwenlib.profile import Model
 
+LORA_A, LORA_B = ".mindpet_delta_lora_a", ".mindpet_delta_lora_b"
+"""How MindPet names the two matrices of a layer."""
+
 
 class Entry(NamedTuple):
     """One tensor: its two names and its shape."""
@@ -58,3 +61,15 @@ def count(model: Model) -> Dict[str, int]:
             size *= side
         total += size
     return {"tensors": len(entries(model)), "parameters": total}
+
+
+def full_shapes(model: Model, lora_rank: int = 0) -> Dict[str, Tuple[int, ...]]:
+    """Full shapes of the network's parameters, and of LoRA's when it has a rank."""
+    found = {entry.ms: entry.shape for entry in entries(model)}
+    if lora_rank:
+        for entry in entries(model):
+            if ".layers." in entry.ms and entry.ms.endswith(".weight") and len(entry.shape) == 2:
+                layer = entry.ms[: -len(".weight")]
+                found[layer + LORA_A] = (lora_rank, entry.shape[1])
+                found[layer + LORA_B] = (entry.shape[0], lora_rank)
+    return found

@@ -14,15 +14,13 @@ from qwenlib.weights import pump
 from qwenlib.weights.convert import meta_path, refuse_overflow, require_dtype
 from qwenlib.weights.fit import rank_files
 from qwenlib.weights.layout import Planned, checkpoint_layout
-from qwenlib.weights.names import entries
+from qwenlib.weights.names import full_shapes
 from qwenlib.weights.output import written
 from qwenlib.weights.place import describe, target
 from qwenlib.weights.slice_plan import Plan, base_name, make_plan, plan_from_strategy, wanted_ranks
 from qwenlib.weights.source import SLICE_META, Source, open_source, planned, rank_folders
 from qwenlib.weights.steps import choose
 from qwenlib.weights.tensors import Tensor, Window, whole
-
-LORA_A, LORA_B = ".mindpet_delta_lora_a", ".mindpet_delta_lora_b"
 
 
 def slice_checkpoint(
@@ -286,15 +284,3 @@ def open_ranks(
     wanted = [Planned(name, item.kind, shapes.get(base_name(name), item.shape)) for name, item in names.items()]
     plan = plan_from_strategy(strategy) if strategy else make_plan(wanted, parallel or Parallel(), optimizer_parallel)
     return open_source(rank_dir, plan, {item.name: item.shape for item in wanted}, step)
-
-
-def full_shapes(model: Model, lora_rank: int = 0) -> Dict[str, Tuple[int, ...]]:
-    """Full shapes of the network's parameters, and of LoRA's when it has a rank."""
-    found = {entry.ms: entry.shape for entry in entries(model)}
-    if lora_rank:
-        for entry in entries(model):
-            if ".layers." in entry.ms and entry.ms.endswith(".weight") and len(entry.shape) == 2:
-                layer = entry.ms[: -len(".weight")]
-                found[layer + LORA_A] = (lora_rank, entry.shape[1])
-                found[layer + LORA_B] = (entry.shape[0], lora_rank)
-    return found

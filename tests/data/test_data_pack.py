@@ -127,6 +127,9 @@ def test_the_saving_is_counted_in_steps() -> None:
     assert figures["real_share"] == 0.75
     assert (figures["rows"], figures["packed_rows"], figures["steps"], figures["packed_steps"]) == (4, 3, 2, 1)
     assert saving_text(figures).startswith("75 % of a step is real: pack and the epoch takes 1 steps instead of 2")
+    assert saving_text(figures, done=True).startswith(
+        "packed, the epoch takes 1 steps instead of 2: 100.0 % of a step is"
+    )
     assert "would not change that" in saving_text(saving([9, 9], 9))
     with pytest.raises(Refused, match="no conversations"):
         saving([], 9)

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from qwenlib import profile as profiles
 from qwenlib.cli.main import app
-from qwenlib.doctor import FAIL, OK, SKIP, WARN, Context, diagnose, needs, run
+from qwenlib.doctor import FAIL, OK, SKIP, WARN, Context, diagnose, needs, run, software
 from qwenlib.errors import WorkFailed
 
 LORA = "lora_7b_910a"
@@ -305,7 +305,7 @@ def test_imports_are_probed_in_a_child(tmp_path, monkeypatch):
     monkeypatch.setattr(software, "PROBE_SECONDS", 1.0)
     monkeypatch.setattr(software, "installed", lambda name: "1.0")
     context = Context(profiles.load(LORA), tmp_path, {**os.environ, "PYTHONPATH": str(tmp_path)})
-    slow, broken = software.imports(context)
+    slow, broken, _ = software.imports(context)
     assert (slow.state, broken.state) == (FAIL, FAIL)
     assert "more than 1 s" in slow.reason and "no such op" in broken.reason
 
@@ -319,6 +319,31 @@ def test_cli_exit_codes_and_json(fake_root, tmp_path):
     assert {item["state"] for item in report["findings"]} >= {OK, FAIL}
     help_text = CliRunner().invoke(app, ["doctor", "--help"]).output
     assert "qwenlib doctor --profile" in help_text
+
+
+@pytest.mark.parametrize(
+    ("files", "state", "said"),
+    [
+        (("flash_attention/nn/layer/flash_attention.py",), OK, "in a process of its own"),
+        ((), FAIL, "No module named 'acctransformer.flash_attention'"),
+        (None, SKIP, "not installed"),
+    ],
+)
+def test_flash_attention_is_imported_in_a_process_of_its_own(files, state, said, fake_root, tmp_path, monkeypatch):
+    monkeypatch.setattr(software, "installed", lambda name: "")  # whatever this machine has
+    tree = tmp_path / "train"
+    for name in files or ():
+        path = tree / "acctransformer" / name
+        path.parent.mkdir(parents=True)
+        path.write_text("class FlashAttention: ...\n")
+    if files is not None:
+        (tree / "acctransformer").mkdir(parents=True, exist_ok=True)
+    root = fake_root("eight")
+    context = Context(profiles.load(LORA), root=root, environ={"PYTHONPATH": str(tree), "PATH": ""}, probe_imports=True)
+    found = {item.name: item for item in software.imports(context)}["import acctransformer"]
+    assert (found.state, said in found.reason) == (state, True), found.reason
+    off = Context(profiles.load(LORA, ["model.use_flash_attention=false"]), root=root, environ={}, probe_imports=True)
+    assert "import acctransformer" not in {item.name for item in software.imports(off)}
 
 
 @pytest.mark.stack

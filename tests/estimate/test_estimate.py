@@ -25,7 +25,7 @@ from qwenlib.files import write_json
 
 LORA, FULL = profiles.load("lora_7b_910a"), profiles.load("finetune_7b_910a")
 TASKS = [(LORA, "lora"), (FULL, "finetune")]
-LORA_MFU = default_mfu(LORA.model, LORA.task("lora"), 2048)
+LORA_MFU = default_mfu(LORA.task("lora"), LORA.model, 2048)
 
 
 @pytest.mark.parametrize(("profile", "task"), [(LORA, "lora"), (FULL, "finetune")])
@@ -86,6 +86,7 @@ def test_guide_rows_state_their_mfu_and_come_back() -> None:
     matrices = 151936 * 4096 + 32 * (4 * 4096 * 4096 + 3 * 4096 * 11008)
     by_hand = 1060 * (6 * matrices + 12 * 32 * 4096 * 4096) / 256e12
     assert rows[1]["mfu"] == pytest.approx(by_hand)
+    assert default_mfu(FULL.task("finetune")) == pytest.approx(by_hand)
     assert rooms.estimate(FULL, "finetune")["length"]["tokens_per_second_per_card"] == pytest.approx(1060)
 
 
@@ -164,10 +165,17 @@ def test_a_plan_that_fits_nowhere_says_on_how_many_cards_one_would() -> None:
     big = rooms.with_size(FULL, "72B")
     found = rooms.estimate(big, "finetune", cards=24)
     assert found["plans"] == []
-    assert f"no plan fits on 24 card(s) (3 server(s) with 8); {found['fewest_cards']} is the least" in text(found)
-    assert rooms.suggest(big, "finetune", found["fewest_cards"])
+    least = found["fewest_cards"]
+    told = f"no plan fits on 24 card(s) (3 server(s) with 8) and fills its steps with 52,002 rows; --cards {least} is"
+    assert told in text(found)
+    assert rooms.suggest(big, "finetune", least)
     # Only with the embedding and lm_head split: whole, they and their Adam states fill half a card.
     assert {row["vocab_emb_dp"] for row in rooms.suggest(big, "finetune", 64)} == {False}
+
+
+def test_no_plan_wants_more_rows_than_there_are() -> None:
+    assert {row["rows_per_step"] for row in rooms.suggest(LORA, "lora", 8, rows=3)} <= {1, 2, 3}
+    assert "with 1 rows" in text(rooms.estimate(FULL, "finetune", rows=1))
 
 
 def test_uneven_stages_are_slower() -> None:

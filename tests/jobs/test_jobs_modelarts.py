@@ -185,6 +185,17 @@ def test_once_returns_what_the_first_process_ended_with(tmp_path: Path) -> None:
     assert len(runs) == 2
 
 
+def test_a_job_right_after_another_is_not_taken_for_a_process_of_it(tmp_path: Path) -> None:
+    script = (
+        "from qwenlib.jobs import modelarts, once\n"
+        f"once.once({str(tmp_path)!r}, 'local', lambda: print('worked') or 0, modelarts._started())"
+    )
+    environ: Dict[str, Any] = {**os.environ, "PYTHONPATH": str(ROOT)}
+    for _ in range(4):
+        done = subprocess.run([sys.executable, "-c", script], env=environ, capture_output=True, text=True, check=True)
+        assert done.stdout == "worked\n"
+
+
 def test_a_worker_that_died_is_told_to_the_others(tmp_path: Path) -> None:
     script = (
         "import os, sys, time\nfrom qwenlib.jobs import once\n"

@@ -247,6 +247,24 @@ def test_broken_rank_table_does_not_hide_the_rest(tmp_path: Path) -> None:
     assert found["ranks"] == found["sequence length"] == FAIL
 
 
+@pytest.mark.parametrize(
+    ("settings", "name", "state"),
+    [
+        ([], "device memory", OK),
+        # The guide's hint, errata 29: 30.9 GB of weights leave no room for anything else.
+        (["model.param_init_type=float32"], "device memory", FAIL),
+        (["data.seq_length=65536"], "sequence length", FAIL),
+        (["model.num_heads=3"], "profile", FAIL),
+    ],
+)
+def test_answering_is_checked_too(settings: List[str], name: str, state: str) -> None:
+    arguments = ["config", "check", "--profile", "infer_7b_910a", "--json"]
+    done = CliRunner().invoke(app, [*arguments, *(word for item in settings for word in ("-s", item))])
+    found = {item["name"]: item["state"] for item in json.loads(done.stdout)["checks"]["predict"]}
+    assert found[name] == state
+    assert isinstance(done.exception, Refused) == (state == FAIL)
+
+
 def test_command_tells_all_at_once(tmp_path: Path) -> None:
     data = mindrecord(tmp_path, 1)
     arguments = ["config", "check", "--profile", "smoke", "--train_dataset", str(data), "--json"]

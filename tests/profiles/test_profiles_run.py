@@ -69,3 +69,16 @@ def test_small_profile_trains(
     assert found["steps"] == 2
     assert found["trainable_parameters"] == trainable
     assert found["checkpoint"].is_file()
+
+
+@pytest.mark.stack
+@pytest.mark.slow
+def test_small_infer_profile_answers(made: Dict[str, Any], tmp_path: Path) -> None:
+    from qwenlib.infer import Session
+
+    profile = profiles.load("infer_7b_910a", SMALL)
+    files = {key: value for key, value in made.items() if key != "train_dataset"}
+    with Session(profile, run_dir=tmp_path, **files) as session:
+        found = session.ask("Give three tips", chat=False, max_new_tokens=3)
+    assert found["prompt"] == "Give three tips"
+    assert 1 <= found["answer_tokens"] <= 3

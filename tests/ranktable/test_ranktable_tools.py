@@ -47,6 +47,32 @@ def test_generate_writes_what_hccl_tools_writes(device_num, visible, hccn, tmp_p
     assert path.name == written.name and path.read_bytes() == written.read_bytes()
 
 
+READS = """
+import builtins, runpy, sys
+script, conf = sys.argv[1:3]
+plain = builtins.open
+builtins.open = lambda path, *more, **named: plain(conf if path == "/etc/hccn.conf" else path, *more, **named)
+sys.argv = [script, *sys.argv[3:]]
+runpy.run_path(script, run_name="__main__")
+"""
+"""hccl_tools.py as it is, with /etc/hccn.conf somewhere else."""
+
+
+@pytest.mark.stack
+@pytest.mark.parametrize(
+    ("device_num", "visible"), [("[0,8)", ALL), ("[0,4)", "4,5,6,7"), ("[0,1)", "3"), ("[2,4)", "4,5,7,6")]
+)
+def test_generate_reads_hccn_conf_as_hccl_tools_does(device_num, visible, tmp_path, monkeypatch):
+    root = conf(tmp_path / "root", ADDRESSES)
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")  # no hccn_tool
+    script = Path(importlib.util.find_spec("mindformers").origin).parent / "tools" / "hccl_tools.py"
+    arguments = ["--device_num", device_num, "--visible_devices", visible, "--server_ip", "10.0.0.1"]
+    command = [sys.executable, "-c", READS, script, root / "etc" / "hccn.conf", *arguments]
+    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, timeout=60)
+    name, table, _ = generate(device_num, visible, "10.0.0.1", root=root)
+    assert write_table(table, tmp_path / "ours" / name).read_bytes() == (tmp_path / name).read_bytes()
+
+
 @pytest.mark.stack
 def test_cards_of_the_second_group_work_where_hccl_tools_asks_for_the_wrong_ones(hccn, tmp_path):
     hccn(ADDRESSES)

@@ -39,7 +39,7 @@ class Parrot:
             self.go.set()
 
     def chat(
-        self, messages: Any, *, on_text: Callable[[str], None] = print, stopped: Any = bool, **settings: Any
+        self, messages: Any, *, on_text: Callable[[str], object] = len, stopped: Any = bool, **settings: Any
     ) -> Dict[str, Any]:
         self.heard.append(messages)
         self.settings.append(settings)
@@ -291,6 +291,7 @@ def test_headless_the_answers_are_a_table(monkeypatch: pytest.MonkeyPatch, capsy
     assert ui.chat_panel(models, prompts=["Who?", "Really?"]) is None
     printed = capsys.readouterr().out
     assert all(word in printed for word in ("tokens/s", "Who?", "Really?", "tuned", "good"))
+    assert len(printed.strip().splitlines()) == 4 and "<t" not in printed, "outside of a notebook no HTML"
     assert [message["content"] for message in models["tuned"].heard[-1][1:]] == ["Who?", "good", "Really?"]
     assert not models["base"].asked.is_set()
     table = ui.chat_table(models, ["q"], "zh", names=["base", "tuned"], max_new_tokens=3)

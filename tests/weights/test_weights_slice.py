@@ -19,7 +19,7 @@ from qwenlib.profile import load as load_profile
 from qwenlib.weights import convert, fit, merge, open_source, slice_checkpoint
 from qwenlib.weights.checkpoint import CheckpointWriter
 from qwenlib.weights.layout import Planned
-from qwenlib.weights.names import entries
+from qwenlib.weights.names import entries, full_shapes
 from qwenlib.weights.slice_plan import make_plan, stage_of, wanted_ranks
 
 MODEL = Model(
@@ -271,6 +271,17 @@ def test_slices_are_compared_with_the_plan_of_a_training(full: Path, tmp_path: P
         "rank_3 holds 0 .ckpt files where one is needed",
         "rank_4 holds 2 .ckpt files where one is needed",
     ]
+
+
+def test_slices_may_hold_an_adapter_when_one_is_trained(full: Path, tmp_path: Path) -> None:
+    network, parallel = dataclasses.replace(MODEL, param_init_type="float32"), PLANS["lora"][0]
+    with CheckpointWriter(tmp_path / "x.ckpt") as out:
+        for name, shape in full_shapes(MODEL, 16).items():
+            out.add(name, numpy.zeros(shape, numpy.float32))
+    slice_checkpoint(tmp_path / "x.ckpt", tmp_path / "out", parallel)
+    assert fit.misfits(tmp_path / "out", network, parallel, lora_rank=16) == []
+    for rank in (0, 8):
+        assert "from another model (" in fit.misfits(tmp_path / "out", network, parallel, lora_rank=rank)[0]
 
 
 def test_where_a_whole_checkpoint_is_needed_slices_are_refused_and_replicas_are_not(full: Path, tmp_path: Path) -> None:
