@@ -128,18 +128,19 @@ class Terminal:
         if self.interactive:
             with contextlib.suppress(ImportError):
                 import readline  # noqa: F401 (input() edits its line and remembers the earlier ones)
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job begins without it
         while True:
             try:
                 line = self._read()
+                if line in ("/quit", "/exit"):
+                    break
+                self.obey(line)
             except EOFError:
                 break
-            except KeyboardInterrupt:
+            except KeyboardInterrupt:  # at the prompt, or too late for the answer that it was meant to stop
+                if not self.interactive or not self.session.alive:
+                    raise
                 _note("\n/quit or Ctrl-D ends.")
-                continue
-            if line in ("/quit", "/exit"):
-                break
-            try:
-                self.obey(line)
             except QwenlibError as error:
                 if not self.interactive or not self.session.alive:
                     raise
