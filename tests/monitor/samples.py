@@ -226,6 +226,11 @@ SAMPLES = [
     ),
 ]
 EXTRA = [
+    (
+        "scheduler-lost",
+        "[ERROR] DISTRIBUTED(12391,7f26d59fb6c0,python):2026-11-25-09:23:36.804.467 [compute_graph_node.cc:286] "
+        "Heartbeat] Failed to send heartbeat message to meta server node and try to reconnect to the meta server.",
+    ),
     ("run-graph", "RuntimeError: Preprocess failed before run graph 1."),
     ("run-graph", "RuntimeError: Run task error!"),
     ("run-graph", "Distribute Task Failed, error: davinci model"),
