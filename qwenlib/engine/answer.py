@@ -25,12 +25,14 @@ class Request:
     top_p: float = 1.0
     repetition_penalty: float = 1.0
     seed: int = 0
+    send_seconds: float = 0.01
+    """Text is sent on at most this often (a reader sees no difference); 0: with each token."""
 
 
 class _Streamer:
     """What MindFormers' ``generate(streamer=…)`` feeds: the prompt once, then each new id."""
 
-    def __init__(self, stops: List[int], on_token: Callable[[List[int]], None]):
+    def __init__(self, stops: List[int], on_token: Callable[[int], None]):
         self.stops, self.on_token = stops, on_token
         self.ids: List[int] = []
         self._prompt_seen = False
@@ -44,7 +46,7 @@ class _Streamer:
         if token in self.stops:
             raise Stopped
         self.ids.append(token)
-        self.on_token(self.ids)
+        self.on_token(token)
 
     def end(self) -> None:
         """Nothing is left to do."""
@@ -81,21 +83,27 @@ def answer(
     if request.max_new_tokens < 1:
         raise ValueError(f"max_new_tokens must be at least 1, found {request.max_new_tokens}")
     limit = min(request.max_new_tokens, seq_length - len(kept))
-    said, times, asked = "", [time.monotonic()], False
+    said, times, asked = 0, [time.monotonic()], False
+    pending: List[int] = []  # tokens whose last character is not whole yet; what came before need not be decoded again
 
-    def on_token(so_far: List[int]) -> None:
+    def on_token(token: int) -> None:
         nonlocal said, asked
         if len(times) == 1:
             times.append(time.monotonic())
-        text = fast.decode(so_far, skip_special_tokens=False)
-        whole = said if text.endswith("\ufffd") else text
-        if on_text is not None:
-            try:
-                on_text(whole[len(said) :])
-            except Stopped:
-                asked = True
-                raise
-        said = whole
+        if on_text is None:
+            return
+        pending.append(token)
+        piece = fast.decode(pending, skip_special_tokens=False)
+        if piece.endswith("\ufffd"):
+            piece = ""
+        else:
+            pending.clear()
+        said += len(piece)
+        try:
+            on_text(piece)
+        except Stopped:
+            asked = True
+            raise
 
     streamer = _Streamer([_stop_id(fast, text) for text in request.stop], on_token)
     finish = "length"
@@ -116,9 +124,9 @@ def answer(
         finish = "asked" if asked else "stop"
     seconds = time.monotonic() - times[0]
     text = fast.decode(streamer.ids, skip_special_tokens=False)
-    if on_text is not None and len(text) > len(said) and not asked:
+    if on_text is not None and len(text) > said and not asked:
         with contextlib.suppress(Stopped):  # too late: this was the end
-            on_text(text[len(said) :])
+            on_text(text[said:])
     return {
         "text": text,
         "prompt_tokens": len(ids),

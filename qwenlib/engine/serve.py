@@ -12,6 +12,7 @@ import json
 import os
 import select
 import socket
+import time
 from pathlib import Path
 from typing import Any, Dict
 
@@ -58,9 +59,15 @@ def _converse(connection: socket.socket, network: Any, tokenizer: Any, lead: loc
         except OSError:
             raise Stopped from None
 
+    unsent, sent_at, pause = "", 0.0, 0.0
+
     def on_text(piece: str) -> None:
-        if piece:
-            send({"text": piece})
+        nonlocal unsent, sent_at
+        unsent += piece
+        now = time.monotonic()
+        if unsent and now - sent_at >= pause:  # each line wakes the asker's process
+            send({"text": unsent})
+            unsent, sent_at = "", now
         readable, _, _ = select.select([connection], [], [], 0)
         if readable:  # a stop line, or the end of the connection
             raise Stopped
@@ -74,7 +81,10 @@ def _converse(connection: socket.socket, network: Any, tokenizer: Any, lead: loc
                     continue  # came too late for the answer it was meant for
                 request = Request(**lockstep.read(message))
                 lead.begin(message)
+                unsent, sent_at, pause = "", 0.0, request.send_seconds
                 done = answer(network, tokenizer, request, lead.watching(on_text))
+                if unsent:
+                    send({"text": unsent})
                 send({"done": done})
             except (Stopped, WorkFailed):
                 raise

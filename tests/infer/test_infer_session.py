@@ -17,6 +17,7 @@ import pytest
 from micro import LOOP, SENTENCE, SETTINGS, Micro
 
 from qwenlib import infer
+from qwenlib.engine.answer import Request
 from qwenlib.errors import WorkFailed
 
 pytestmark = pytest.mark.stack
@@ -52,6 +53,7 @@ def speaker(micro: Micro, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 def ask(session: infer.Session, text: str, **settings: Any) -> Dict[str, Any]:
     """An answer, with its ``pieces``."""
     pieces: List[str] = []
+    settings.setdefault("send_seconds", 0.0)
     return {**session.ask(text, on_text=pieces.append, **settings), "pieces": pieces}
 
 
@@ -149,6 +151,12 @@ def test_an_answer_streams_in_whole_characters_and_ends_at_its_stop_token(speake
     assert 0 < answer["first_token_seconds"] <= answer["seconds"] < 5
 
 
+def test_text_is_sent_on_a_hundred_times_a_second_at_most(speaker: infer.Session) -> None:
+    answer = ask(speaker, "x", chat=False, max_new_tokens=120, send_seconds=Request("x").send_seconds)
+    assert answer["text"] == "".join(answer["pieces"]) == "yx" * 60
+    assert 1 < len(answer["pieces"]) <= 2 + answer["seconds"] / 0.01
+
+
 def test_a_conversation_is_answered_and_its_oldest_exchanges_go_when_it_outgrows_the_context(
     speaker: infer.Session, micro: Micro
 ) -> None:
@@ -176,7 +184,7 @@ def test_stop_ends_the_answer(speaker: infer.Session) -> None:
     pieces: List[str] = []
     answer = speaker.ask("x", chat=False, max_new_tokens=120, on_text=pieces.append, stopped=lambda: len(pieces) >= 3)
     assert answer["finish"] == "asked" and 3 <= answer["answer_tokens"] < 100
-    assert answer["text"] == "".join(pieces) == ("yx" * 60)[: len(pieces)]
+    assert answer["text"] == "".join(pieces) == ("yx" * 60)[: answer["answer_tokens"]]
     assert ask(speaker, "Hello")["text"] == SENTENCE, "the next answer is whole again"
 
 
