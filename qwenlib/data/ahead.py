@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import queue
-import sys
 import threading
 from typing import Any, Generator, Iterable, List, TypeVar
 
@@ -13,10 +11,8 @@ Value = TypeVar("Value")
 _END = object()
 
 
-def ahead(values: Iterable[Value], depth: int = 2, nice: int = 0) -> Generator[Value, None, None]:
+def ahead(values: Iterable[Value], depth: int = 2) -> Generator[Value, None, None]:
     """Iterate over ``values`` in a thread that starts at once, at most ``depth`` values ahead.
-
-    ``nice``: how much the thread, and those it starts, stand back behind this process's others (Linux only).
 
     An exception there is raised here. Close the generator when stopping early: then the thread ends.
     """
@@ -35,9 +31,6 @@ def ahead(values: Iterable[Value], depth: int = 2, nice: int = 0) -> Generator[V
 
     def run() -> None:
         try:
-            if nice and sys.platform == "linux":  # where it is a thread's own
-                thread_id = threading.get_native_id()
-                os.setpriority(os.PRIO_PROCESS, thread_id, os.getpriority(os.PRIO_PROCESS, thread_id) + nice)
             for value in values:
                 if not put(value):
                     return

@@ -6,14 +6,12 @@ import contextlib
 import glob
 import itertools
 from pathlib import Path
-from typing import Any, Dict, Generator, Iterable, Iterator, List, Union
+from typing import Any, Dict, Iterable, Iterator, List, Union
 
 import numpy
 
 from qwenlib import files
-from qwenlib.data import mindrecord
-from qwenlib.data.ahead import ahead
-from qwenlib.data.chatml import Message, read_messages
+from qwenlib.data import encoding, mindrecord
 from qwenlib.data.length import TOO_LONG, fit
 from qwenlib.data.meta import Tally, meta_path
 from qwenlib.data.pack import Packer
@@ -22,14 +20,9 @@ from qwenlib.data.tokenizer import load_tokenizer, special_ids
 from qwenlib.errors import Refused
 from qwenlib.progress import Progress
 
-BATCH, BATCH_CHARACTERS = 256, 2**20
-"""Conversations, or characters, that are tokenized together."""
-
-AHEAD = 16
-"""Such batches that wait to be written, about a megabyte each at most."""
-
-WRITE = 32
-"""Rows that are handed to MindSpore together; more are slower, as memory is not used again."""
+WRITE = 256
+"""Rows that are handed to MindSpore together. It starts threads for each hand-over, which wait for a core while the
+tokenizer has both; many more rows are slower again, as memory is not used again."""
 
 
 def build(
@@ -86,16 +79,17 @@ def build(
     tally = Tally(seq_length, too_long, pack)
     with contextlib.ExitStack() as stack:
         # First of all: the tokenizer works while MindSpore is being imported, and behind all writing afterwards.
-        # Padded, MindSpore's writing takes longer, and no core should be taken from it.
-        encoded = stack.enter_context(contextlib.closing(encoded_batches(encoder, sources, nice=0 if pack else 5)))
+        if encoding.large(sources):  # padded, MindSpore's writing takes longer, and no core should be taken from it
+            batches = encoding.encoded_apart(vocab_file, merges_file, labels, sources, nice=0 if pack else 19)
+        else:
+            batches = encoding.encoded_batches(encoder, sources)
+        encoded = stack.enter_context(contextlib.closing(batches))
         writer = stack.enter_context(mindrecord.Writer(target, file_partition, beside=[meta_path(target)]))
         bar = stack.enter_context(Progress("build", lines or None, "records"))
         samples = _samples(encoded, tally, bar, seq_length + 1, too_long, encoder.end)
         rows = _packed(samples, seq_length, encoder.pad, seed) if pack else _padded(samples, seq_length, encoder.pad)
-        # A thread of its own, too: MindSpore squeezes each number into few bytes, which is most of a padded build.
-        batches = stack.enter_context(contextlib.closing(ahead(_chunks(tally.watch(rows), WRITE), depth=8)))
-        for batch in batches:
-            writer.write(batch)
+        for chunk in _chunks(tally.watch(rows), WRITE):
+            writer.write(chunk)
         if not writer.rows:
             raise Refused(f"every conversation is longer than a row of {seq_length + 1} tokens, and was dropped.")
     meta = {
@@ -138,7 +132,7 @@ def lengths(
 ) -> numpy.ndarray:
     """Tokens of each conversation, uncut, in order: int32 [conversations]."""
     encoder = Encoder(load_tokenizer(*vocabulary_files(vocab_file, merges_file)))
-    with contextlib.closing(encoded_batches(encoder, inputs(input_glob))) as batches:
+    with contextlib.closing(encoding.encoded_batches(encoder, inputs(input_glob))) as batches:
         return numpy.fromiter((len(item.ids) for batch in batches for item in batch), dtype=numpy.int32)
 
 
@@ -154,11 +148,6 @@ def vocabulary_files(vocab_file: Union[str, Path], merges_file: Union[str, Path]
     if not str(merges_file):
         raise Refused(f"{vocab} alone is half a tokenizer: give merges_file, too, or the folder that holds both.")
     return [vocab, Path(merges_file)]
-
-
-def encoded_batches(encoder: Encoder, sources: List[Path], nice: int = 0) -> Generator[List[Encoded], None, None]:
-    """Batches of encoded conversations, made in a thread while the caller works on others; ``nice``: see ahead."""
-    return ahead((list(encoder.encode(batch)) for batch in _batches(sources)), AHEAD, nice)
 
 
 def _samples(
@@ -190,19 +179,6 @@ def _packed(samples: Iterable[Encoded], seq_length: int, pad: int, seed: int) ->
 
 def _chunks(rows: Iterator[Row], size: int) -> Iterator[List[Row]]:
     return iter(lambda: list(itertools.islice(rows, size)), [])
-
-
-def _batches(sources: List[Path]) -> Iterator[List[List[Message]]]:
-    batch: List[List[Message]] = []
-    characters = 0
-    for messages in itertools.chain.from_iterable(map(read_messages, sources)):
-        batch.append(messages)
-        characters += sum(len(message["content"]) for message in messages)
-        if len(batch) >= BATCH or characters >= BATCH_CHARACTERS:
-            yield batch
-            batch, characters = [], 0
-    if batch:
-        yield batch
 
 
 def _check(target: Path, seq_length: int, labels: str, too_long: str, overwrite: bool, file_partition: int) -> None:
