@@ -55,6 +55,11 @@ class Micro:
         self.mindrecord = self.build(RECORDS)
 
     @property
+    def messages(self) -> Path:
+        """Of the records of :attr:`mindrecord`."""
+        return self.folder / "messages.jsonl"
+
+    @property
     def checkpoint(self) -> Path:
         """The converted base."""
         return self.model_dir / "rank_0" / "qwen1_5.ckpt"
@@ -66,10 +71,11 @@ class Micro:
         path = self.folder / f"{records}.mindrecord"
         if not path.exists():
             sample = json.loads(data.sample_path().read_text(encoding="utf-8"))[:records]
+            messages = self.messages if records == RECORDS else self.folder / f"{records}.jsonl"
             (self.folder / "alpaca.json").write_text(json.dumps(sample), encoding="utf-8")
-            data.convert(self.folder / "alpaca.json", self.folder / "messages.jsonl")
+            data.convert(self.folder / "alpaca.json", messages)
             data.build(
-                self.folder / "messages.jsonl",
+                messages,
                 path,
                 seq_length=self.profile.data.seq_length,
                 labels=self.profile.data.labels,
@@ -141,7 +147,7 @@ class Micro:
         shape.write_text(yaml.safe_dump(config), encoding="utf-8")
         sizes = {key: config["model"][key] for key in ("hidden_size", "num_layers", "num_heads", "n_kv_heads")}
         open_stage("02_weights", run_dir, str(shape)).finish({"model_dir": base, **self.files}, config={"sizes": sizes})
-        data = {"messages": self.folder / "messages.jsonl", "mindrecord": self.mindrecord}
+        data = {"messages": self.messages, "mindrecord": self.mindrecord}
         open_stage("03_data", run_dir, str(shape)).finish(data)
         for name, checkpoint in checkpoints.items():
             open_stage(TRAINED[name], run_dir, str(shape)).finish({"checkpoint": checkpoint}, config=config)

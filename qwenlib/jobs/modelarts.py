@@ -166,14 +166,14 @@ def _stop(number: int, _frame: Any) -> None:
 
 
 def _started() -> float:
-    """When this process was started, on the clock of time.time() to some hundredths of a second.
+    """When this process was started, on the clock of time.time(); late by a hundredth of a second, never early.
 
     psutil's create_time() stands on a boot time in whole seconds: a job started right after another would seem to be a
-    process of that one.
+    process of that one. The kernel counts in ticks, so the end of this process's tick is meant.
     """
     stat = Path("/proc/self/stat").read_text(encoding="utf-8", errors="replace")
     ticks = int(stat[stat.rindex(")") + 2 :].split()[19])  # field 22, starttime, counted since the boot
-    age = time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
+    age = time.clock_gettime(time.CLOCK_BOOTTIME) - (ticks + 1) / os.sysconf("SC_CLK_TCK")
     return time.time() - age
 
 

@@ -28,7 +28,7 @@ def test_a_run_is_measured_and_what_was_trained_is_better(micro: Micro, tmp_path
         lora=trained["lora"]["checkpoint"],
         finetune=trained["finetune"]["checkpoint"],
     )
-    seen = micro.folder / "messages.jsonl"
+    seen = micro.messages
     told = CliRunner().invoke(app, ["eval", "--run_dir", str(run_dir), "--held_out", str(seen), "--prompts", "3"])
     assert told.exit_code == 0, told.output + str(told.exception)
     found = json.loads((run_dir / "eval.json").read_text(encoding="utf-8"))
@@ -64,7 +64,7 @@ def built(micro: Micro, folder: Path) -> Path:
 
     path = folder / "answers.mindrecord"
     data.build(
-        micro.folder / "messages.jsonl",
+        micro.messages,
         path,
         seq_length=micro.profile.data.seq_length,
         labels="assistant",

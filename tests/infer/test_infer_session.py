@@ -69,7 +69,7 @@ def greedy(micro: Micro) -> Dict[str, Dict[str, Any]]:
     tokenizer = load_tokenizer(**micro.files)
     network = Qwen2ForCausalLM.from_pretrained(str(micro.hf), torch_dtype=torch.float32, local_files_only=True).eval()
     stops = [tokenizer.token_to_id(text) for text in ("<|im_end|>", "<|endoftext|>")]
-    questions = [item["prompt"] for item in data.prompts(micro.folder / "messages.jsonl", MORE)]
+    questions = [item["prompt"] for item in data.prompts(micro.messages, MORE)]
     found = {}
     for prompt in [*PROMPTS, *(infer.chat_prompt(question) for question in questions)]:
         ids = torch.tensor([tokenizer.encode(prompt, add_special_tokens=False).ids])
