@@ -129,22 +129,29 @@ class Terminal:
             with contextlib.suppress(ImportError):
                 import readline  # noqa: F401 (input() edits its line and remembers the earlier ones)
             signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job begins without it
-        while True:
+        going_on = True
+        while going_on:
             try:
-                line = self._read()
-                if line in ("/quit", "/exit"):
-                    break
-                self.obey(line)
-            except EOFError:
-                break
-            except KeyboardInterrupt:  # at the prompt, or too late for the answer that it was meant to stop
+                going_on = self._turn()
+            except KeyboardInterrupt:  # at the prompt, while something is told, or too late to stop an answer
                 if not self.interactive or not self.session.alive:
                     raise
                 _note("\n/quit or Ctrl-D ends.")
-            except QwenlibError as error:
-                if not self.interactive or not self.session.alive:
-                    raise
-                _note(f"{error.heading}: {error}")
+
+    def _turn(self) -> bool:
+        """Read a line and do what it says; False: it was the last."""
+        try:
+            line = self._read()
+            if line in ("/quit", "/exit"):
+                return False
+            self.obey(line)
+        except EOFError:
+            return False
+        except QwenlibError as error:
+            if not self.interactive or not self.session.alive:
+                raise
+            _note(f"{error.heading}: {error}")
+        return True
 
     def _read(self) -> str:
         mark = "> " if self.interactive else ""
