@@ -54,7 +54,9 @@ def encoded_apart(
         WorkFailed: while iterating: the process was ended.
     """
     files = [str(Path(path).absolute()) for path in (vocab_file, merges_file, *sources)]
-    return _received([str(nice), labels, *files])
+    found = _received([str(nice), labels, *files])
+    next(found)  # the process begins now, and closing the generator ends it
+    return found
 
 
 def large(sources: Sequence[Path]) -> bool:
@@ -73,6 +75,7 @@ def _received(arguments: List[str]) -> Generator[List[Encoded], None, None]:
     )
     assert process.stdout is not None
     try:
+        yield []
         yield from _batches_of(process.stdout)
     finally:
         process.kill()
