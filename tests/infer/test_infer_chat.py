@@ -143,11 +143,16 @@ def test_a_conversation_at_the_terminal(screen: Screen, tmp_path: Path) -> None:
     screen.wait_for("base is ready. It sees plain text")
     holders = engines(screen)
     assert len(holders) == 1, "the memory of the other model was given back"
-    screen.type("x\r")
-    screen.wait_for("yxyx")
-    screen.type("\x03")
-    told = screen.wait_for(r"\[prompt 1 tokens, answer (\d+), .*stopped\]")
-    assert 4 <= int(re.findall(r"answer (\d+)", told)[-1]) < 120
+    for _ in range(20):  # an answer takes a fifth of a second: on a busy machine it may end before the key is heard
+        screen.type("/clear\r")
+        screen.wait_for("begins anew")
+        screen.type("x\r")
+        screen.wait_for("yxyx")
+        screen.type("\x03")
+        told = screen.wait_for(r"stopped\]|/quit or Ctrl-D ends")
+        if told.endswith("stopped]"):
+            break
+    assert 4 <= int(re.findall(r"answer (\d+), [^]]*stopped", told)[-1]) < 120
     screen.type("/clear\r/set max_new_tokens=4\r")
     screen.wait_for("max_new_tokens=4")
     screen.type("x\r")
