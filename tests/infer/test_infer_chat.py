@@ -157,6 +157,7 @@ def test_a_conversation_at_the_terminal(screen: Screen, tmp_path: Path) -> None:
     screen.wait_for("max_new_tokens=4")
     screen.type("x\r")
     screen.wait_for(r"yxyx\n\[prompt 1 tokens, answer 4, .*cut at its longest\]")
+    screen.wait_for("> ")  # before the prompt stands, the terminal itself takes the key
     screen.type("\x04")
     assert screen.ended() == 0
     assert not psutil.wait_procs(holders, timeout=15)[1]
