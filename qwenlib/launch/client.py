@@ -153,6 +153,9 @@ class Run:
             raise Refused(f"{self.run_dir} holds another run by now; attach to it anew.")
         else:
             status = {"id": self.id, "state": "starting", "ranks": [], "scheduler": None, "root_cause": None}
+        if ended is None and self._supervisor and status.get("supervisor_lost"):  # it ended since it was asked
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                ended = self._supervisor.wait(processes.KILL_SECONDS)
         if ended is not None and (status["state"] not in FINAL or status.get("supervisor_lost")):
             how = failure.signal_name(-ended) if ended < 0 else f"exit code {ended}"
             rundir.lost(self.run_dir, status, f"the supervisor of the ranks ended ({how})")

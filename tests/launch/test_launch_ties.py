@@ -16,7 +16,7 @@ import pytest
 from launch_tools import gone, running, until
 
 from qwenlib.errors import WorkFailed
-from qwenlib.launch import read_status, start
+from qwenlib.launch import processes, read_status, start
 
 SECONDS = 6.0
 """Bound for everything to be gone: noticing (at most 1 s), the grace of 1 s, SIGKILL; the machine may be busy."""
@@ -62,6 +62,23 @@ def test_a_supervisor_that_is_killed_is_told_and_leaves_nothing(stub, tag):
         os.kill(run.poll()["supervisor"]["pid"], signal.SIGKILL)
         with pytest.raises(WorkFailed, match=r"the supervisor of the ranks ended \(SIGKILL\)"):
             run.wait(timeout=30)
+        assert not running(tag)
+
+
+def test_a_supervisor_that_is_killed_between_two_looks_is_told_the_same(stub, tag, monkeypatch):
+    with start(stub("sleep:60")) as run:
+        supervisor, poll = run.poll()["supervisor"], run._supervisor.poll
+
+        def late() -> object:
+            answer = poll()
+            if answer is None:
+                os.kill(supervisor["pid"], signal.SIGKILL)
+                until(lambda: processes.find(supervisor) is None)
+            return answer
+
+        monkeypatch.setattr(run._supervisor, "poll", late)
+        assert "the supervisor of the ranks ended (SIGKILL)" in run.poll()["root_cause"]["message"]
+        run.stop()
         assert not running(tag)
 
 
