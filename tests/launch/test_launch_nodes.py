@@ -140,7 +140,10 @@ def test_a_stranger_at_the_port_disturbs_nobody(nodes):
     runs = []
     waiting = threading.Thread(target=lambda: runs.append(start(first)))
     waiting.start()
-    for said in (b"GET / HTTP/1.0\r\n\r\n", b"[1]\n", json.dumps({"hello": 7, "nodes": 2}).encode() + b"\n", b""):
+    strange = [{"hello": 7, "nodes": 2}, {"hello": 1, "nodes": 2, "prints": [1]}, {"go": 5}, {"refused": "x"}]
+    strange += [{"end": "failed"}, {"end": "stopped"}, {"end": "done"}]
+    lines = [json.dumps(message).encode() + b"\n" for message in strange]
+    for said in (b"GET / HTTP/1.0\r\n\r\n", b"[1]\n", *lines, b""):
         deadline = time.monotonic() + 10
         while True:
             try:
