@@ -7,6 +7,11 @@ import sys
 from typing import Iterator, List
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# A machine that stands still for a second is no defect of what it was testing.
+settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("patient")
 
 NEEDS = {
     "stack": ("mindspore", "mindformers"),

@@ -14,7 +14,7 @@ import select
 import socket
 import time
 from pathlib import Path
-from typing import Any, Dict
+from typing import Any, Dict, Optional
 
 from qwenlib.engine import lockstep
 from qwenlib.engine import network as networks
@@ -59,7 +59,18 @@ def _converse(connection: socket.socket, network: Any, tokenizer: Any, lead: loc
         except OSError:
             raise Stopped from None
 
+    rest = b""  # what came behind the line that is obeyed; a buffered reader would hide a stop line in there
     unsent, sent_at, pause = "", 0.0, 0.0
+
+    def next_line() -> Optional[bytes]:
+        nonlocal rest
+        while b"\n" not in rest:
+            block = connection.recv(65536)
+            if not block:
+                return None
+            rest += block
+        line, _, rest = rest.partition(b"\n")
+        return line
 
     def on_text(piece: str) -> None:
         nonlocal unsent, sent_at
@@ -68,13 +79,12 @@ def _converse(connection: socket.socket, network: Any, tokenizer: Any, lead: loc
         if unsent and now - sent_at >= pause:  # each line wakes the asker's process
             send({"text": unsent})
             unsent, sent_at = "", now
-        readable, _, _ = select.select([connection], [], [], 0)
-        if readable:  # a stop line, or the end of the connection
+        if rest or select.select([connection], [], [], 0)[0]:  # a stop line, or the end of the connection
             raise Stopped
 
     # A connection that breaks in whatever it is doing must not take the model along either.
-    with contextlib.suppress(Stopped, OSError), connection.makefile("rb") as lines:
-        for line in lines:
+    with contextlib.suppress(Stopped, OSError):
+        for line in iter(next_line, None):
             try:
                 message = json.loads(line)
                 if "stop" in message and "prompt" not in message:

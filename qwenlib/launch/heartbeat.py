@@ -17,6 +17,9 @@ from typing import Any, Deque, Dict, List, Optional, Tuple
 BEAT_FILE = "heartbeat.json"
 MIN_SECONDS = 0.5
 """Steps come faster than that on a tiny model; not every one of them is written down."""
+MOST_SECONDS = 1.5
+"""What at most counts of the time between two looks of the watchdog, which are a second apart: when it is more, the
+machine stood still (a suspended container, a disk that hangs), and the ranks with it."""
 _KEPT = 20
 _told: Dict[str, Any] = {}
 
@@ -70,22 +73,25 @@ class Watchdog:
     def __init__(self, folders: Dict[str, Path], ready_timeout: float, hang_factor: float, hang_floor: float):
         self.folders = folders
         self.ready_timeout, self.hang_factor, self.hang_floor = ready_timeout, hang_factor, hang_floor
-        self.begun = time.monotonic()
+        self._looked = time.monotonic()
+        self._lived = 0.0  # seconds since the start, without those in which the machine stood still
         self.beats: Dict[str, Dict[str, Any]] = {name: {} for name in folders}
         self._steps: Dict[str, Deque[Tuple[int, float]]] = {name: deque(maxlen=_KEPT) for name in folders}
 
     def look(self) -> None:
         """Read all heartbeats; to be called about once a second."""
         now = time.monotonic()
+        self._lived += min(now - self._looked, MOST_SECONDS)
+        self._looked = now
         for name, folder in self.folders.items():
             beat = self.beats[name] = read_beat(folder)
             step, seen = beat.get("step"), self._steps[name]
             if isinstance(step, int) and (not seen or step != seen[-1][0]):
-                seen.append((step, now))
+                seen.append((step, self._lived))
 
     def late(self) -> List[str]:
         """The ranks that should have been ready by now and are not."""
-        if not self.ready_timeout or time.monotonic() - self.begun < self.ready_timeout:
+        if not self.ready_timeout or self._lived < self.ready_timeout:
             return []
         return [name for name, beat in self.beats.items() if not beat.get("ready")]
 
@@ -95,13 +101,12 @@ class Watchdog:
         """
         if not self.hang_factor:
             return None
-        now = time.monotonic()
         silent: Dict[str, Tuple[int, float, float]] = {}
         for name, seen in self._steps.items():
             usual = self._usual(seen)
             if usual is None or self._finished(name):
                 continue
-            quiet = now - seen[-1][1]
+            quiet = self._lived - seen[-1][1]
             if quiet > max(self.hang_floor, self.hang_factor * usual):
                 silent[name] = (seen[-1][0], quiet, usual)
         if not silent:

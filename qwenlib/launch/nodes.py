@@ -139,6 +139,8 @@ class Nodes:
     def _take(self, peer: Peer, message: Dict[str, Any]) -> None:
         if "hello" in message and self.node == 0:
             self._welcome(peer, message)
+        elif peer.node is None:  # whoever can reach the port: only a node that was welcomed is listened to
+            self._drop(peer)
         elif "refused" in message:
             self._fail("refused", str(message["refused"]))
         elif "go" in message:
@@ -160,8 +162,9 @@ class Nodes:
             problem = f"node {node} was started for {message.get('nodes')} nodes, node 0 for {self.total}"
         elif node not in self.missing():
             problem = f"there is no place for node {node} of {self.total} (it is out of range, or has come already)"
+        prints = message.get("prints")
         for name, digest in self.spec["prints"].items():
-            theirs = str((message.get("prints") or {}).get(name))
+            theirs = str(prints.get(name) if isinstance(prints, dict) else None)
             if not problem and theirs != digest:
                 problem = (
                     f"the {name} of node {node} is not that of node 0 (sha256 {theirs[:12]}…, there {digest[:12]}…). "

@@ -352,27 +352,27 @@ def test_a_tokenizer_folder_is_enough(messages: Path, vocabulary: Path, tmp_path
 
 
 LOCKER = """
-import glob, sqlite3, sys, time
-print("go", flush=True)
-while not (found := glob.glob(sys.argv[1] + "/.a.*/a.mindrecord.db")):
-    pass
-database = sqlite3.connect(found[0], isolation_level=None, timeout=30)
+import sqlite3, sys, time
+database = sqlite3.connect(sys.argv[1], isolation_level=None)
 database.execute("begin exclusive")
-time.sleep(60)
+print("locked", flush=True)
+time.sleep(600)
 """
 
 
 @pytest.mark.stack
 def test_a_locked_index_is_told_with_what_to_do(tmp_path: Path) -> None:
     row = {name: numpy.zeros(4, dtype=numpy.int32) for name in COLUMNS}
-    locker = subprocess.Popen([sys.executable, "-c", LOCKER, str(tmp_path)], stdout=subprocess.PIPE)
     said = r"could not write.*\(database is locked\) SQLite cannot lock files .*NFS often\): build on a local disk"
-    try:
-        assert locker.stdout is not None
-        locker.stdout.readline()
-        with pytest.raises(WorkFailed, match=said), mindrecord.Writer(tmp_path / "a.mindrecord") as writer:
-            writer.write([row] * 20_000)
-    finally:
-        locker.kill()
-        locker.communicate()
+    with (
+        contextlib.ExitStack() as stack,
+        pytest.raises(WorkFailed, match=said),
+        mindrecord.Writer(tmp_path / "a.mindrecord") as writer,
+    ):
+        writer.write([row] * 10)
+        (folder,) = tmp_path.glob(".a.*")
+        command = [sys.executable, "-c", LOCKER, str(folder / "a.mindrecord.db")]
+        locker = stack.enter_context(subprocess.Popen(command, stdout=subprocess.PIPE))
+        stack.callback(locker.kill)
+        assert locker.stdout is not None and locker.stdout.readline() == b"locked\n"
     assert not list(tmp_path.iterdir())

@@ -36,7 +36,12 @@ def plain(batches: Any) -> List[Any]:
 
 
 def children() -> List[psutil.Process]:
-    return [child for child in psutil.Process().children() if "qwenlib.data.encoding" in " ".join(child.cmdline())]
+    found = []
+    for child in psutil.Process().children():
+        with contextlib.suppress(psutil.Error):  # it has just ended
+            if "qwenlib.data.encoding" in " ".join(child.cmdline()):
+                found.append(child)
+    return found
 
 
 @pytest.mark.parametrize("labels", ["all", "assistant"])

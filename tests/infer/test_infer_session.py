@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -192,6 +193,18 @@ def test_stop_works_while_no_whole_character_has_come(speaker: infer.Session) ->
     began = time.monotonic()
     answer = speaker.ask("q", chat=False, max_new_tokens=120, stopped=lambda: time.monotonic() - began > 0.05)
     assert answer["finish"] == "asked" and answer["answer_tokens"] < 120
+
+
+def test_a_stop_that_comes_together_with_its_question_is_heard(speaker: infer.Session) -> None:
+    """As when somebody presses stop while the model is still being loaded."""
+    question = {"prompt": "x", "max_new_tokens": 120}
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        connection.connect(str(speaker._socket))
+        connection.sendall(json.dumps(question).encode() + b'\n{"stop": true}\n')
+        with connection.makefile("rb") as lines:
+            done = next(message["done"] for message in map(json.loads, lines) if "done" in message)
+    assert (done["finish"], done["answer_tokens"], done["text"]) == ("asked", 1, "y")
+    assert ask(speaker, "Hello")["text"] == SENTENCE, "the next answer is whole"
 
 
 def test_bytes_that_never_make_a_character_are_shown_as_such_at_the_end(speaker: infer.Session) -> None:

@@ -25,6 +25,15 @@ def running(tag: str) -> List[psutil.Process]:
     return found
 
 
+def sleepers(tag: str) -> int:
+    """How many processes with this tag are a ``sleep`` of their own, past whatever was to start them."""
+    count = 0
+    for process in running(tag):
+        with contextlib.suppress(psutil.Error):
+            count += process.name() == "sleep"
+    return count
+
+
 def gone(tag: str, seconds: float) -> float:
     """Wait until no process has the tag; returns the time it took, fails after ``seconds``."""
     start = time.monotonic()

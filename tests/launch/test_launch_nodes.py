@@ -9,7 +9,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from launch_tools import running
+from launch_tools import running, until
 
 from qwenlib.errors import Refused, WorkFailed
 from qwenlib.files import read_json
@@ -42,13 +42,15 @@ def end(runs):
         run.stop()
 
 
-def test_the_nodes_meet_agree_on_a_port_and_are_done_together(nodes):
-    plans = nodes("environment+sleep:0.2", "environment+sleep:2")
+def test_the_nodes_meet_agree_on_a_port_and_are_done_together(nodes, tmp_path):
+    plans = nodes("environment", f"environment+await:{tmp_path / 'go'}")
     runs = start_all(plans)
     try:
         assert [run.run_dir for run in runs] == [plans[0].folder, plans[0].folder / "node_1"]
-        time.sleep(1.0)
+        until(lambda: runs[0].poll()["ranks"][0]["state"] == "done")
+        time.sleep(1.2)  # longer than a supervisor waits for anything
         assert runs[0].poll()["state"] == "running", "its own rank has ended, but not the other's"
+        (tmp_path / "go").touch()
         states = [run.wait(timeout=30) for run in reversed(runs)]
         assert [state["state"] for state in states] == ["done", "done"]
         seen = [
@@ -140,7 +142,10 @@ def test_a_stranger_at_the_port_disturbs_nobody(nodes):
     runs = []
     waiting = threading.Thread(target=lambda: runs.append(start(first)))
     waiting.start()
-    for said in (b"GET / HTTP/1.0\r\n\r\n", b"[1]\n", json.dumps({"hello": 7, "nodes": 2}).encode() + b"\n", b""):
+    strange = [{"hello": 7, "nodes": 2}, {"hello": 1, "nodes": 2, "prints": [1]}, {"go": 5}, {"refused": "x"}]
+    strange += [{"end": "failed"}, {"end": "stopped"}, {"end": "done"}]
+    lines = [json.dumps(message).encode() + b"\n" for message in strange]
+    for said in (b"GET / HTTP/1.0\r\n\r\n", b"[1]\n", *lines, b""):
         deadline = time.monotonic() + 10
         while True:
             try:

@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Dict
 
 import pytest
-from launch_tools import gone, running, until
+from launch_tools import gone, running, sleepers, until
 
 from qwenlib.errors import WorkFailed
 from qwenlib.launch import processes, read_status, start
 
-SECONDS = 6.0
-"""Bound for everything to be gone: noticing (at most 1 s), the grace of 1 s, SIGKILL; the machine may be busy."""
+SECONDS = 30.0
+"""Bound for everything to be gone: noticing (at most 1 s), the grace of 1 s, SIGKILL; the machine may be busy, and
+stand still for seconds."""
 
 CLIENT = """
 import os, sys, time
@@ -58,7 +59,7 @@ def test_a_client_that_dies_leaves_nothing(tmp_path, tag, number, fork):
 
 def test_a_supervisor_that_is_killed_is_told_and_leaves_nothing(stub, tag):
     with start(stub("fork+daemon+sleep:60", "ignore+fork+sleep:60")) as run:
-        until(lambda: len(running(tag)) >= 5)  # two ranks, their children, the daemon
+        until(lambda: sleepers(tag) == 3)  # the children of both ranks, the daemon
         os.kill(run.poll()["supervisor"]["pid"], signal.SIGKILL)
         with pytest.raises(WorkFailed, match=r"the supervisor of the ranks ended \(SIGKILL\)"):
             run.wait(timeout=30)
@@ -115,14 +116,14 @@ def test_the_ranks_get_no_handle_of_the_client_or_the_supervisor(stub):
     os.set_inheritable(theirs, True)
     try:
         with start(stub("ready:up+sleep:60")) as run:
-            until(
-                (run.run_dir / "rank_0" / "up").exists
-            )  # an interpreter that starts opens and closes files of its own
-            found = handles(run.poll()["ranks"][0]["pid"])
+            until((run.run_dir / "rank_0" / "up").exists)
+            pid = run.poll()["ranks"][0]["pid"]
+            until(lambda: set(handles(pid)) == {"0", "1", "2"})  # it may still have "up" itself open
+            found = handles(pid)
     finally:
         os.close(ours)
         os.close(theirs)
-    assert found.pop("0") == "/dev/null" and set(found) == {"1", "2"}, found
+    assert found.pop("0") == "/dev/null"
     assert all(target.endswith("rank_0/rank.log") for target in found.values()), found
 
 

@@ -121,7 +121,7 @@ def test_a_killed_rank_fails_its_cell_nothing_is_left_and_the_resumed_curve_goes
         with pytest.raises(nbclient.exceptions.CellExecutionError, match="rank 1 of 2 was killed by SIGKILL"):
             training.result(timeout=60)
         assert time.monotonic() - killed < KILLED_WITHIN
-    gone(tag, 5.0)
+    gone(tag, 30.0)
 
     from qwenlib.engine import resume
 
@@ -165,7 +165,7 @@ def test_a_detached_training_restarts_by_itself_and_the_next_kernel_takes_it_up(
     again = subprocess.run(call, **pipes)
     assert "its result is taken" in again.stdout and f"steps {STEPS} qwen2_rank_0" in again.stdout, again.stderr
     assert read_status(run_dir)["id"] == status["id"] and not (run_dir / "earlier").exists()
-    gone(tag, 5.0)
+    gone(tag, 30.0)
 
 
 @pytest.fixture

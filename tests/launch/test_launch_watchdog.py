@@ -8,19 +8,75 @@ import pytest
 from launch_tools import running, until
 
 from qwenlib.errors import WorkFailed
-from qwenlib.launch import start
+from qwenlib.files import write_json
+from qwenlib.launch import heartbeat, start
 
 
 def test_a_rank_that_never_reports_ready_is_named(stub, tag):
-    with start(stub("report+sleep:60", "print:where are the others+sleep:60", ready_timeout=2.0)) as run:
-        with pytest.raises(WorkFailed, match=r"rank 1 of 2 has not joined the others within 2 s") as told:
+    with start(stub("report+sleep:60", "print:where are the others+sleep:60", ready_timeout=4.0)) as run:
+        with pytest.raises(WorkFailed, match=r"rank 1 of 2 has not joined the others within 4 s") as told:
             run.wait(timeout=30)
         assert "| where are the others" in str(told.value) and not running(tag)
 
 
-def test_ranks_that_are_ready_in_time_are_left_alone(stub):
-    with start(stub("report+sleep:2.5", ranks=2, ready_timeout=2.0)) as run:
-        assert run.wait(timeout=30)["state"] == "done"
+class Clock:
+    """Stands in for the module ``time`` of :mod:`qwenlib.launch.heartbeat`."""
+
+    def __init__(self):
+        self.now = 100.0
+
+    def monotonic(self):
+        return self.now
+
+    time = monotonic
+
+
+@pytest.fixture
+def watched(tmp_path, monkeypatch):
+    """``dog, wait, beat``: a watchdog of two ranks, seconds that pass with a look each, and a sign of life."""
+    clock = Clock()
+    monkeypatch.setattr(heartbeat, "time", clock)
+    folders = {name: tmp_path / name for name in ("rank_0", "rank_1")}
+    for folder in folders.values():
+        folder.mkdir()
+    dog = heartbeat.Watchdog(folders, ready_timeout=20.0, hang_factor=5.0, hang_floor=10.0)
+
+    def wait(seconds):
+        for _ in range(seconds):
+            clock.now += 1
+            dog.look()
+
+    def beat(name, **told):
+        write_json(folders[name] / heartbeat.BEAT_FILE, told)
+
+    return dog, clock, wait, beat
+
+
+def test_ranks_that_are_ready_in_time_are_left_alone(watched):
+    dog, _, wait, beat = watched
+    beat("rank_0", ready=1.0)
+    wait(19)
+    assert dog.late() == []
+    wait(1)
+    assert dog.late() == ["rank_1"]
+    beat("rank_1", ready=1.0)
+    wait(20)
+    assert dog.late() == []
+
+
+def test_time_in_which_the_machine_stood_still_does_not_count(watched):
+    dog, clock, wait, beat = watched
+    for step in range(1, 9):
+        for name in ("rank_0", "rank_1"):
+            beat(name, step=step, total=1000)
+        wait(1)
+    clock.now += 600
+    wait(1)
+    assert dog.late() == [] and dog.hanging() is None
+    beat("rank_0", step=9, total=1000)
+    wait(9)
+    assert dog.hanging()["ranks"] == ["rank_1"] and dog.hanging()["seconds"] < 15, "it really hangs"
+    assert dog.hanging()["usual"] == 1.0
 
 
 def test_a_rank_that_hangs_is_reported_and_goes_on(stub, capsys):
@@ -36,7 +92,7 @@ def test_a_rank_that_hangs_is_reported_and_goes_on(stub, capsys):
 
 
 def test_a_hang_may_end_the_run(stub, tag):
-    with start(stub("steps:12/0.3+sleep:60", hang_factor=5.0, hang_floor=1.5, end_on_hang=True)) as run:
+    with start(stub("steps:12/0.3+sleep:60", hang_factor=5.0, hang_floor=2.0, end_on_hang=True)) as run:
         with pytest.raises(WorkFailed, match=r"rank 0 hangs: no step for \d+ s after step 12"):
             run.wait(timeout=30)
         assert not running(tag)
@@ -70,7 +126,7 @@ def test_restarts_are_limited_and_the_last_error_is_told(stub, tag):
 def test_a_stopped_run_does_not_start_again(stub, tag):
     with start(stub("sleep:60", max_restarts=3), detach=True) as run:
         begun = time.monotonic()
-        assert run.stop()["state"] == "stopped" and time.monotonic() - begun < 6
+        assert run.stop()["state"] == "stopped" and time.monotonic() - begun < 30, "not at the end of the ranks"
         assert run.poll()["restarts"] == [] and not running(tag)
 
 

@@ -6,7 +6,7 @@ import json
 import time
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qwenlib.errors import Refused
@@ -230,7 +230,7 @@ def test_what_is_no_run_is_refused(tmp_path):
         diagnose(tmp_path)
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, deadline=None)
 @given(st.binary(max_size=2000), st.binary(max_size=400), st.binary(max_size=400))
 def test_no_bytes_raise(tmp_path_factory, log, status, told):
     folder = run(tmp_path_factory.mktemp("r"), {}) / "x"

@@ -125,7 +125,7 @@ def test_the_panel_knows_state_and_memory_of_the_ranks(tmp_path, capsys):
     assert panel.rows()[0][5].endswith(" %")
     rss = psutil.Process().memory_info().rss / 2**30
     assert float(peak) <= rss * 1.2 and float(memory.split()[0]) == pytest.approx(float(peak), abs=0.01)
-    assert "compiling… 5 s" in panel.status()
+    assert 5 <= int(panel.status().partition("compiling… ")[2].partition(" s")[0]) < 60
     assert panel.memory.history[0][1][0] > 2**20
     panel.update([], launch(state="failed", signal="SIGKILL", pid=2**22 + 5))
     assert panel.rows()[0][1] == "failed SIGKILL" and panel.rows()[0][3] == ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from pathlib import Path
@@ -20,31 +21,51 @@ from qwenlib.monitor.facts import Facts
 RANK = """
 import os, sys, time
 rank, steps, fail = int(os.environ["RANK_ID"]), int(sys.argv[1]), int(sys.argv[2])
+while len(sys.argv) > 3 and not os.path.exists(sys.argv[3]):
+    time.sleep(0.02)
 time.sleep(1.0)
 for step in range(1, steps + 1):
     print(f"x - INFO - {{ Epoch:[  1/  1], step:[{step:5d}/{steps:5d}], loss: {rank + 8 / step:5.3f}, "
           f"per_step_time: 20ms, lr: 0.001, overflow cond: False, loss_scale: 1.0")
     print(f"x - INFO -   {step / steps:4.1%} |     | 50.00000 samples/s/p  0:00:01 }}")
     if step == fail and rank == 1:
+        while f"step:[{step:5d}/" not in open("../rank_0/rank.log").read():
+            time.sleep(0.02)
         sys.exit("the disk is full")
     time.sleep(0.02)
 """
 
 
-def plan(tmp_path: Path, steps: int, fail: int = 0) -> Plan:
+def plan(tmp_path: Path, steps: int, fail: int = 0, go: str = "") -> Plan:
+    """Two ranks of so many steps; rank 1 fails at step ``fail``, when rank 0 is as far. They begin when the file
+    ``go`` is there."""
     sleeper = [sys.executable, "-c", "import time; time.sleep(0.2)"]
-    command = [sys.executable, "-c", RANK, str(steps), str(fail)]
+    command = [sys.executable, "-c", RANK, str(steps), str(fail), *filter(None, [go])]
     return Plan(command, 2, tmp_path, "dynamic_cluster", scheduler_command=sleeper, grace=1.0)
 
 
-def test_watch_returns_the_metrics_and_leaves_the_picture(tmp_path, capsys):
-    with start(plan(tmp_path, 30)) as run:
+class Heard(io.StringIO):
+    """A stderr that makes a file once it was told something."""
+
+    def __init__(self, words: str, file: Path):
+        super().__init__()
+        self.words, self.file = words, file
+
+    def write(self, text: str) -> int:
+        if self.words in text:
+            self.file.touch()
+        return super().write(text)
+
+
+def test_watch_returns_the_metrics_and_leaves_the_picture(tmp_path, monkeypatch):
+    heard = Heard("04_lora: starting and compiling…", tmp_path / "go")
+    monkeypatch.setattr(sys, "stderr", heard)
+    with start(plan(tmp_path, 30, go=str(tmp_path / "go"))) as run:
         frame = watch(run, seq_length=10, title="04_lora", real_share=0.5, seconds=0.3, timeout=60)
     assert list(frame["step"]) == list(range(1, 31)) and frame["loss"].iloc[-1] == pytest.approx(8 / 30, abs=1e-3)
     assert set(frame["tokens_per_second"]) == {1000.0} and set(frame["real_tokens_per_second"]) == {500.0}
     assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG") and read_metrics(tmp_path).equals(frame)
-    said = capsys.readouterr().err
-    assert "04_lora: starting and compiling…" in said and "04_lora: step 30/30" in said
+    assert heard.file.exists() and "04_lora: step 30/30" in heard.getvalue()
 
 
 def test_the_last_stage_can_lead(tmp_path):
@@ -57,7 +78,7 @@ def test_a_failure_leaves_what_was_seen(tmp_path):
     with start(plan(tmp_path, 3000, fail=5)) as run, pytest.raises(WorkFailed) as failed:
         watch(run, seq_length=10, timeout=60)
     assert "rank 1 of 2 ended with exit code 1" in str(failed.value) and "| the disk is full" in str(failed.value)
-    assert len(read_metrics(tmp_path)) >= 3 and (tmp_path / "loss.png").stat().st_size > 5000
+    assert len(read_metrics(tmp_path)) >= 4 and (tmp_path / "loss.png").stat().st_size > 5000
 
 
 def test_a_picture_that_cannot_be_drawn_does_not_end_the_training(tmp_path, capsys, monkeypatch):
@@ -109,7 +130,7 @@ def test_without_facts_the_metrics_tell_them(tmp_path):
 
 
 def test_giving_up_on_watching_does_not_end_the_training(tmp_path):
-    with start(plan(tmp_path, 200)) as run:
+    with start(plan(tmp_path, 20_000)) as run:
         with pytest.raises(WorkFailed, match=r"after 0.5 s\. The training goes on in .* Stop it: qwenlib stop"):
             attach(tmp_path, timeout=0.5)
         assert run.poll()["state"] == "running"

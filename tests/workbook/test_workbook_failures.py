@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 import subprocess
@@ -16,7 +17,7 @@ import pytest
 pytest.importorskip("papermill")
 
 import nbformat
-from workbook_tools import ENVIRON, make_book
+from workbook_tools import ENVIRON, lives, make_book
 
 from qwenlib import workbook
 from qwenlib.workbook import record
@@ -26,7 +27,7 @@ Book = Callable[..., Path]
 
 
 def children() -> list:
-    return [each for each in psutil.Process().children(recursive=True) if each.status() != psutil.STATUS_ZOMBIE]
+    return [each for each in psutil.Process().children(recursive=True) if lives(each)]
 
 
 def run(notebooks: Path, tmp_path: Path, **more: Any) -> Dict[str, Any]:
@@ -91,11 +92,10 @@ def test_dead_kernel_is_told_as_one(book: Book, tmp_path: Path) -> None:
 
 
 def test_timeout_is_told_as_one(book: Book, tmp_path: Path) -> None:
-    start = time.monotonic()
-    content = run(book("slow"), tmp_path, timeout=1)
+    content = run(book("slow"), tmp_path, timeout=5)  # the cell before imports qwenlib, and the machine may stand still
     error = content["first_failure"]
-    assert (error["kind"], error["cell_index"]) == ("timeout", 3) and "longer than 1 s" in error["evalue"]
-    assert time.monotonic() - start < 20
+    assert (error["kind"], error["cell_index"]) == ("timeout", 3) and "longer than 5 s" in error["evalue"]
+    assert content["stages"]["01_env"]["seconds"] < 60, "it did not sleep to its end"
     assert "Cell 4" in banner(content) and "ran out of time" in banner(content)
 
 
@@ -121,7 +121,8 @@ def test_kernel_that_does_not_start_is_told_as_such(book: Book, tmp_path: Path, 
 def test_process_in_its_own_session_is_ended_with_its_stage(book: Book, tmp_path: Path, die: bool) -> None:
     content = run(book("leaves_processes"), tmp_path, parameters={"01_env": {"die": die}})
     pid = int((tmp_path / "run" / "01_env" / "pid").read_text())
-    assert not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    with contextlib.suppress(psutil.NoSuchProcess):
+        assert not lives(psutil.Process(pid))
     assert content["state"] == ("failed" if die else "done")
     assert content["stages"]["01_env"]["left_behind"] == [f"{pid} sleep"]
     if die:
@@ -132,16 +133,18 @@ def test_process_in_its_own_session_is_ended_with_its_stage(book: Book, tmp_path
 def test_signal_interrupts_the_stage(book: Book, command: Any, signum: str, exit_code: int, name: str) -> None:
     started = command(book("slow", "next"))
     started.until_ready()
-    start = time.monotonic()
     started.send(getattr(signal, signum))
     code, out, err = started.end()
-    assert code == exit_code and time.monotonic() - start < 12 and "Traceback" not in err
+    assert code == exit_code and "Traceback" not in err
     assert started.alive() == []
     content = started.record()
     assert content["state"] == "interrupted" and "01_env      interrupted" in out
     failed(content, started.output, "interrupted")
     assert content["first_failure"]["kind"] == "interrupt" and name in content["first_failure"]["evalue"]
     assert content["first_failure"]["cell_index"] == 3
+    ended = nbformat.read(content["stages"]["01_env"]["notebook"], as_version=4)
+    ends = [output.ename for cell in ended.cells for output in cell.get("outputs", []) if "ename" in output]
+    assert ends == ["KeyboardInterrupt"], "the cell itself was interrupted, the kernel was not killed"
     assert content["stages"]["02_weights"]["state"] == "pending"
 
 
@@ -152,7 +155,7 @@ def test_second_signal_kills_a_cell_that_ignores_the_first(book: Book, command: 
     time.sleep(0.5)
     assert started.alive()
     started.send(signal.SIGINT)
-    assert started.end(15)[0] == 130
+    assert started.end()[0] == 130
     assert started.alive() == [] and started.record()["first_failure"]["kind"] == "interrupt"
 
 

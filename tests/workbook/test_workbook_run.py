@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import threading
-import time
 from pathlib import Path
 from typing import Any, Callable, Dict, List
 
@@ -87,10 +86,10 @@ def states(content: Dict[str, Any]) -> List[str]:
 
 def test_resume_skips_what_did_not_change_without_a_kernel(done: Dict[str, Any]) -> None:
     executed = done["run_dir"] / "01_env" / "01_env.ipynb"
-    before, start = executed.stat().st_mtime_ns, time.monotonic()
+    before = executed.stat().st_mtime_ns
     content = again(done)
     assert states(content) == ["skipped", "skipped"], [stage["why"] for stage in content["stages"].values()]
-    assert executed.stat().st_mtime_ns == before and time.monotonic() - start < 10
+    assert executed.stat().st_mtime_ns == before
     first = content["stages"]["01_env"]
     assert (
         first["metrics"] == {"epochs": 5, "answer": 42} and first["seconds"] > 0 and "nothing changed" in first["why"]

@@ -27,6 +27,14 @@ def make_book(folder: Path, *names: str) -> Path:
     return folder
 
 
+def lives(process: psutil.Process) -> bool:
+    """It runs, and is not only waiting to be asked for its exit code."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
 class Command:
     """`qwenlib workbook run` as a process of its own; whatever it started is ended with the test."""
 
@@ -53,7 +61,7 @@ class Command:
         )
         self.seen: List[psutil.Process] = []
 
-    def until_ready(self, seconds: float = 30) -> None:
+    def until_ready(self, seconds: float = 120) -> None:
         """Wait until the cell of the first stage says that it sleeps; remember all processes of the run."""
         deadline = time.monotonic() + seconds
         while not (self.output / "01_env" / "ready").exists():
@@ -66,14 +74,14 @@ class Command:
     def send(self, signum: signal.Signals) -> None:
         self.process.send_signal(signum)
 
-    def end(self, seconds: float = 30) -> Any:
+    def end(self, seconds: float = 60) -> Any:
         """Exit code, stdout, stderr."""
         out, err = self.process.communicate(timeout=seconds)
         return self.process.returncode, out, err
 
     def alive(self) -> List[psutil.Process]:
         """Processes of the run that still live."""
-        return [each for each in self.seen if each.is_running() and each.status() != psutil.STATUS_ZOMBIE]
+        return [each for each in self.seen if lives(each)]
 
     def record(self) -> Dict[str, Any]:
         content: Dict[str, Any] = json.loads((self.output / "run.json").read_text(encoding="utf-8"))
