@@ -37,8 +37,9 @@ def check(profile: Profile, task_name: str, inputs: Optional[Inputs] = None) -> 
         except QwenlibError as error:
             if str(error) not in {item.reason for item in found}:  # two checks may look for the same file
                 found.append(Finding(one.__name__.replace("_", " "), FAIL, str(error)))
-        except ZeroDivisionError:  # a size of 0 has been told above
-            continue
+        except (ArithmeticError, KeyError, ValueError, re.error):
+            if found[0].state != FAIL:  # else: of a value that the profile's own FAIL has told
+                raise
     if _goes_on(given):
         busy = "a training goes on in the run directory: what it takes is no problem of its own"
         found = [Finding(i.name, SKIP, busy) if i.name in _TAKEN and i.state == FAIL else i for i in found]
