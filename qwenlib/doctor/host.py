@@ -8,7 +8,8 @@ from typing import Iterator, Tuple
 
 from qwenlib import modelarts
 from qwenlib.doctor import needs
-from qwenlib.doctor.context import GIB, Context
+from qwenlib.doctor.context import Context
+from qwenlib.doctor.needs import GIB
 from qwenlib.doctor.report import FAIL, OK, SKIP, WARN, Finding
 from qwenlib.errors import Refused
 from qwenlib.files import existing, free_bytes

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Dict, Iterator
 
+from qwenlib.doctor.needs import GIB
 from qwenlib.doctor.report import FAIL, OK, SKIP, WARN, Finding
 from qwenlib.files import existing, free_bytes
-from qwenlib.preflight.report import GIB, Inputs
+from qwenlib.preflight.report import Inputs
 from qwenlib.profile import Profile, Task
 
 
