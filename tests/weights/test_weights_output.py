@@ -128,7 +128,7 @@ def test_the_interrupt_key_leaves_nothing(folder: Path, tmp_path: Path) -> None:
     while not (tmp_path / ".x.ckpt.part").exists() and process.poll() is None:
         time.sleep(0.001)
     process.send_signal(signal.SIGINT)
-    code = process.wait(20)
+    code = process.wait(120)
     assert code == 130 or (code == 0 and (tmp_path / "x.ckpt").exists())
     assert not (tmp_path / ".x.ckpt.part").exists()
 
