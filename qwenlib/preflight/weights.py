@@ -62,8 +62,8 @@ def checkpoint(profile: Profile, task: Task, given: Inputs) -> Iterator[Finding]
 def _slices(profile: Profile, task: Task, path: Path) -> Finding:
     from qwenlib.weights import fit
 
-    rank = task.adapter.lora_rank if task.adapter else 0
-    problems = fit.misfits(path, profile.model, task.parallel, profile.device_target != "CPU", lora_rank=rank)
+    shards = profile.device_target != "CPU"
+    problems = fit.misfits(path, profile.model, task.parallel, shards, adapter=task.adapter)
     files = fit.rank_files(path)
     if problems or not files:
         told = "; ".join(problems) or "it holds no rank_N"

@@ -14,7 +14,7 @@ from weights_kit import make_folder, read_all, tensors_of
 
 from qwenlib.errors import Refused
 from qwenlib.estimate.slices import slices
-from qwenlib.profile import Model, Parallel
+from qwenlib.profile import Adapter, Model, Parallel
 from qwenlib.profile import load as load_profile
 from qwenlib.weights import convert, fit, merge, open_source, slice_checkpoint
 from qwenlib.weights.checkpoint import CheckpointWriter
@@ -273,15 +273,17 @@ def test_slices_are_compared_with_the_plan_of_a_training(full: Path, tmp_path: P
     ]
 
 
-def test_slices_may_hold_an_adapter_when_one_is_trained(full: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("modules", [Adapter().target_modules, ".*wq|.*wv"])
+def test_slices_may_hold_an_adapter_when_one_is_trained(full: Path, tmp_path: Path, modules: str) -> None:
     network, parallel = dataclasses.replace(MODEL, param_init_type="float32"), PLANS["lora"][0]
     with CheckpointWriter(tmp_path / "x.ckpt") as out:
-        for name, shape in full_shapes(MODEL, 16).items():
+        for name, shape in full_shapes(MODEL, Adapter(lora_rank=16, target_modules=modules)).items():
             out.add(name, numpy.zeros(shape, numpy.float32))
     slice_checkpoint(tmp_path / "x.ckpt", tmp_path / "out", parallel)
-    assert fit.misfits(tmp_path / "out", network, parallel, lora_rank=16) == []
-    for rank in (0, 8):
-        assert "from another model (" in fit.misfits(tmp_path / "out", network, parallel, lora_rank=rank)[0]
+    trained = Adapter(lora_rank=16, target_modules=modules)
+    assert fit.misfits(tmp_path / "out", network, parallel, adapter=trained) == []
+    for other in (None, Adapter(lora_rank=8, target_modules=modules), Adapter(lora_rank=16, target_modules=".*w1")):
+        assert "from another model (" in fit.misfits(tmp_path / "out", network, parallel, adapter=other)[0]
 
 
 def test_where_a_whole_checkpoint_is_needed_slices_are_refused_and_replicas_are_not(full: Path, tmp_path: Path) -> None:
