@@ -13,7 +13,6 @@ from qwen_forward import sliced, whole
 from weights_kit import make_folder, read_all, tensors_of
 
 from qwenlib.errors import Refused
-from qwenlib.estimate.slices import slices
 from qwenlib.profile import Adapter, Model, Parallel
 from qwenlib.profile import load as load_profile
 from qwenlib.weights import convert, fit, merge, open_source, slice_checkpoint
@@ -294,21 +293,6 @@ def test_where_a_whole_checkpoint_is_needed_slices_are_refused_and_replicas_are_
         slice_checkpoint(full, tmp_path / str(number), parallel, optimizer_parallel=optimizer)
         with pytest.raises(Refused, match=r"holds the slices of \d+ ranks, and a whole checkpoint .* weights merge"):
             fit.refuse_cut(tmp_path / str(number))
-
-
-@pytest.mark.parametrize(
-    ("profile", "task"), [("lora_7b_910a", "lora"), ("finetune_7b_910a", "finetune"), ("smoke", "finetune")]
-)
-def test_the_estimates_slices_are_those_that_are_cut(profile: str, task: str) -> None:
-    prof = load_profile(profile)
-    parallel = prof.task(task).parallel
-    told = slices(prof.model, parallel, prof.task(task).adapter)
-    plan = make_plan([Planned(item.name, "float16", item.shape) for item in told], parallel)
-    for item in told:
-        windows = [plan.window(item.name, item.shape, rank) for rank in range(plan.ranks)]
-        held = [rank for rank, window in enumerate(windows) if window is not None]
-        assert held == [rank for rank in range(plan.ranks) if rank // plan.devices == item.stage], item.name
-        assert {window.rows * window.columns for window in windows if window} == {item.kept}, item.name
 
 
 def test_a_killed_trainings_ranks_are_merged_from_the_step_that_all_have(full: Path, tmp_path: Path) -> None:
