@@ -45,9 +45,8 @@ def atomic_path(path: PathLike) -> Iterator[Path]:
         sync(target.parent)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            free = shutil.disk_usage(target.parent).free
             raise WorkFailed(
-                f"no space left while writing {target}: {free / 2**20:.0f} MiB are free there. "
+                f"no space left while writing {target}: {free_bytes(target) / 2**20:.0f} MiB are free there. "
                 "Nothing was half-written; free some space or choose another folder, and run it again."
             ) from error
         if ours:  # not the caller's error: the place itself is wrong
@@ -123,18 +122,28 @@ def fingerprint(folder: PathLike, pattern: str = "*") -> Dict[str, str]:
     }
 
 
+def existing(path: PathLike) -> Path:
+    """The nearest place at or above ``path`` that is there."""
+    place = Path(path).absolute()
+    while not place.exists():
+        place = place.parent
+    return place
+
+
+def free_bytes(path: PathLike) -> int:
+    """Bytes free on the disk that holds ``path``, or will hold it."""
+    return shutil.disk_usage(existing(path)).free
+
+
 def require_space(path: PathLike, needed: int, what: str) -> None:
     """Refuse to begin when the disk that holds ``path`` has fewer than ``needed`` bytes free.
 
     Raises:
         Refused: with the bytes needed and found.
     """
-    folder = Path(path).absolute()
-    while not folder.exists():
-        folder = folder.parent
-    free = shutil.disk_usage(folder).free
+    free = free_bytes(path)
     if free < needed:
         raise Refused(
-            f"{what} needs {needed / 2**20:.0f} MiB below {folder}, where only {free / 2**20:.0f} MiB are free. "
-            "Free some space or choose another folder."
+            f"{what} needs {needed / 2**20:.0f} MiB below {existing(path)}, where only {free / 2**20:.0f} MiB are "
+            "free. Free some space or choose another folder."
         )

@@ -64,6 +64,7 @@ def merge_lora(
     if problems:
         raise Refused(f"{held.path} does not fit the base: {'; '.join(problems[:8])}.")
     out = target(mindspore_ckpt_path)
+    pump.refuse_own_source([out], held.tensors.values())
     wanted = planned(weights, dtype)
     layout = checkpoint_layout(wanted)
     require_space(out, layout.size, f"merging into {out}")
@@ -118,6 +119,7 @@ def save_adapter(
     also: List[str] = []
     if base is not None:
         stands = open_source(base).tensors
+        pump.refuse_own_source([out], stands.values())
         lacking = [name for name in others if name not in stands]
         if lacking:
             raise Refused(f"the base lacks {', '.join(lacking[:6])}: {held.path} was not trained on it.")

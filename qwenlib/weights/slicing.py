@@ -280,7 +280,7 @@ def open_ranks(
     names: Dict[str, Any] = {}
     for file in choose(folders, step).values():
         names.update(read_table(file))
-    shapes = full_shapes(model, adapter.lora_rank if adapter else 0)
+    shapes = full_shapes(model, adapter)
     wanted = [Planned(name, item.kind, shapes.get(base_name(name), item.shape)) for name, item in names.items()]
     plan = plan_from_strategy(strategy) if strategy else make_plan(wanted, parallel or Parallel(), optimizer_parallel)
     return open_source(rank_dir, plan, {item.name: item.shape for item in wanted}, step)

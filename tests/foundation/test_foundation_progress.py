@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+import types
 from typing import Iterator
 
 import pytest
@@ -14,7 +15,9 @@ from qwenlib.progress import Progress, track
 
 @pytest.fixture
 def headless(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No front end, and a clock that stands still: a machine that is slow prints no other lines."""
     monkeypatch.setenv("QWENLIB_HEADLESS", "1")
+    monkeypatch.setattr(progress, "time", types.SimpleNamespace(monotonic=lambda: 7.0))
 
 
 @pytest.mark.parametrize(("value", "wanted"), [("1", True), ("yes", True), ("0", False), ("", False)])

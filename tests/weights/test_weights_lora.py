@@ -145,7 +145,9 @@ def test_nothing_replaces_what_it_is_made_from(run: Tuple[Path, Path], tmp_path:
     for call in (
         lambda: merge_lora(trained, trained, lora_alpha=ALPHA),
         lambda: merge_lora(tmp_path / "a.ckpt", tmp_path / "link.ckpt", base=base),
+        lambda: merge_lora(tmp_path / "a.ckpt", tmp_path / "a.ckpt", base=base),
         lambda: save_adapter(trained, trained),
+        lambda: save_adapter(trained, base, base=base),
         lambda: join_adapter(tmp_path / "a.ckpt", tmp_path / "a.ckpt", base=base),
     ):
         with pytest.raises(Refused, match="is what is read; it would be replaced"):
