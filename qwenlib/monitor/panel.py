@@ -172,7 +172,7 @@ class LivePlot:
 
     def _words(self) -> Dict[str, Any]:
         """Status, ranks and log as text and as HTML; everything that comes from outside is escaped."""
-        head = ["rank", "state", "pid", "GiB (RSS)", "peak", "CPU", "card MB"]
+        head = ["rank", "state", "pid", "GiB (RSS)", "peak GiB", "CPU", "card MB"]
         rows = self.rows()
         head, *body = _drop_empty([head, *rows[:MOST_ROWS]])
         more = f"… and {len(rows) - MOST_ROWS} more ranks" if len(rows) > MOST_ROWS else ""
@@ -228,7 +228,8 @@ class LivePlot:
 
 def brief(line: str) -> str:
     """A log line as narrow as it can be told: time without the date, no source file, no runs of blanks."""
-    return _BLANKS.sub("  ", _ORIGIN.sub(r"\1 \2 ", line))[:LOG_WIDTH]
+    told = _BLANKS.sub("  ", _ORIGIN.sub(r"\1 \2 ", line))
+    return told if len(told) <= LOG_WIDTH else told[: LOG_WIDTH - 1] + "…"
 
 
 def _drop_empty(table: List[List[str]]) -> List[List[str]]:
