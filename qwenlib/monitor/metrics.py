@@ -253,7 +253,8 @@ def to_frame(records: List[Dict[str, Any]]) -> pandas.DataFrame:
 
 def last_steps(frame: pandas.DataFrame, count: int = 5) -> pandas.DataFrame:
     """The last ``count`` rows of :func:`read_metrics`, as narrow as a page: :data:`SHOWN`, without empty columns."""
-    return frame[list(SHOWN)].dropna(axis=1, how="all").tail(count)
+    shown = frame[list(SHOWN)].dropna(axis=1, how="all").tail(count)
+    return shown.round({"tokens_per_second": 1, "mfu": 4})
 
 
 def summarize(frame: pandas.DataFrame) -> Dict[str, Any]:
