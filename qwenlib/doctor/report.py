@@ -94,5 +94,5 @@ class Report(Findings):
             WorkFailed: naming every FAIL.
         """
         if self.fails:
-            told = "; ".join(f"{item.number} {item.name}: {item.reason}" for item in self.fails)
-            raise WorkFailed(f"the doctor found {len(self.fails)} FAIL: {told}")
+            told = [f"{item.number} {item.name}: {item.reason.rstrip('.')}" for item in self.fails]
+            raise WorkFailed.listing(f"the doctor found {len(self.fails)} FAIL", told)

@@ -41,7 +41,7 @@ def diagnose(context: Optional[Context] = None, checks: Sequence[Check] = CHECKS
     """Run every check and number the findings. A check that breaks is a FAIL of its own; the others still run."""
     context = context or Context()
     findings: List[Finding] = []
-    with Progress("doctor", total=len(checks), unit="checks") as bar:
+    with Progress("doctor", total=len(checks), unit="steps") as bar:
         for check in checks:
             try:
                 findings += list(check(context))

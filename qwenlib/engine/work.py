@@ -21,6 +21,7 @@ from qwenlib.errors import Refused
 from qwenlib.files import read_json, require_space, write_text
 from qwenlib.launch.client import WORKBOOK_MARK
 from qwenlib.profile import Profile
+from qwenlib.progress import tell
 from qwenlib.weights import fit, place, read_folder
 
 READY_SECONDS = 1800.0
@@ -293,7 +294,7 @@ def one_rank(job: Job, run_dir: Union[str, Path], what: str) -> Any:
     Path(job.result).unlink(missing_ok=True)
     job_file = job.save(run_dir / "job.json")
     plan = launch.Plan(command(job_file), run_dir=run_dir, device_target=job.device_target, share_devices=True)
-    print(f"{what}: a background process in {run_dir}", file=sys.stderr, flush=True)
+    tell(f"{what}: a background process in {run_dir}")
     with launch.start(plan) as run:
         echo = _Echo(run.rank_log(0))
         run.wait(on_tick=echo)
@@ -301,7 +302,7 @@ def one_rank(job: Job, run_dir: Union[str, Path], what: str) -> Any:
 
 
 class _Echo:
-    """Hands the progress lines of a rank's log on to this process's stderr."""
+    """Hands the progress lines of a rank's log on to who looks here."""
 
     def __init__(self, log: Path):
         self.log, self.place = log, 0
@@ -317,7 +318,7 @@ class _Echo:
         self.place += len(whole)
         for line in whole.decode("utf-8", "replace").splitlines():
             if _PROGRESS.match(line):
-                print(line, file=sys.stderr, flush=True)
+                tell(line)
 
 
 def score(

@@ -19,6 +19,7 @@ from qwenlib.launch import failure, processes, rundir
 from qwenlib.launch import plan as plans
 from qwenlib.launch.plan import SPEC_FILE, Plan
 from qwenlib.launch.rundir import FINAL, read_status
+from qwenlib.progress import tell
 
 START_SECONDS = 60.0
 """How long the supervisor may take to start all processes."""
@@ -44,7 +45,7 @@ def start(plan: Plan, detach: bool = False) -> Run:
     plan = plans.with_port(plan)
     folder = plan.folder
     if detach and os.environ.get(WORKBOOK_MARK):
-        print("a workbook run ends what its stages start: the ranks are tied, not detached", file=sys.stderr)
+        tell("a workbook run ends what its stages start: the ranks are tied, not detached")
         detach = False
     folder.mkdir(parents=True, exist_ok=True)
     devices = [] if plan.device_target == "CPU" else plan.device_ids or list(range(plan.ranks))
@@ -182,7 +183,7 @@ class Run:
         except KeyboardInterrupt:
             if not self.detached:
                 raise
-            print(self.farewell(), file=sys.stderr, flush=True)
+            tell(self.farewell())
             raise Unwatched from None
         finally:
             if not self.detached:
@@ -309,7 +310,7 @@ class Run:
             if status["state"] == "waiting":
                 deadline = time.monotonic() + START_SECONDS
                 if not told:
-                    print("waiting for the other nodes: start the same command there", file=sys.stderr, flush=True)
+                    tell("waiting for the other nodes: start the same command there")
                     told = True
             elif status["state"] != "starting":
                 break

@@ -37,6 +37,13 @@ COLUMNS = {
 ``mfu``: 0 to 1, padding included (:mod:`qwenlib.monitor.flops`); empty for a chip whose peak is not known."""
 
 
+SHOWN = (
+    *("step", "epoch", "loss", "lr", "per_step_time_ms", "loss_scale", "overflow", "global_norm"),
+    *("tokens_per_second", "mfu"),
+)
+"""Columns of :func:`last_steps`."""
+
+
 class MetricsTail:
     """Follows one rank's log and appends its steps to ``metrics.jsonl``, from where an earlier watcher stopped.
 
@@ -242,6 +249,12 @@ def to_frame(records: List[Dict[str, Any]]) -> pandas.DataFrame:
     return pandas.DataFrame(
         {name: pandas.Series([record.get(name) for record in records], dtype=kind) for name, kind in COLUMNS.items()}
     )
+
+
+def last_steps(frame: pandas.DataFrame, count: int = 5) -> pandas.DataFrame:
+    """The last ``count`` rows of :func:`read_metrics`, as narrow as a page: :data:`SHOWN`, without empty columns."""
+    shown = frame[list(SHOWN)].dropna(axis=1, how="all").tail(count)
+    return shown.round({"tokens_per_second": 1, "mfu": 4})
 
 
 def summarize(frame: pandas.DataFrame) -> Dict[str, Any]:

@@ -49,5 +49,5 @@ class Report(Findings):
             Refused: naming every FAIL.
         """
         if self.fails:
-            told = "; ".join(f"{item.name}: {item.reason.rstrip('.')}" for item in self.fails)
-            raise Refused(f"profile {self.profile}, {self.task}: {len(self.fails)} problem(s): {told}.")
+            told = [f"{item.name}: {item.reason.rstrip('.')}" for item in self.fails]
+            raise Refused.listing(f"profile {self.profile}, {self.task}: {len(self.fails)} problem(s)", told)

@@ -43,6 +43,15 @@ def test_headless_work_ends_with_one_line_on_stderr(headless: None, capsys: pyte
     assert err == "convert: 4/4 (100 %) tensors 0 s\n"
 
 
+def test_in_a_kernel_a_line_is_no_error(
+    headless: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(progress, "in_kernel", lambda: True)
+    with Progress("convert", 4, "tensors") as bar:
+        bar.advance(4)
+    assert capsys.readouterr() == ("convert: 4/4 (100 %) tensors 0 s\n", ""), "front ends show stderr on red"
+
+
 def test_long_headless_work_says_where_it_is(headless: None, capsys: pytest.CaptureFixture[str]) -> None:
     with Progress("score", 3, "rows", seconds=0.0) as bar:
         bar.advance(note="loss 2.5")

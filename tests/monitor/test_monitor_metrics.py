@@ -7,7 +7,7 @@ import pytest
 pandas = pytest.importorskip("pandas")
 
 from qwenlib.errors import Refused  # noqa: E402
-from qwenlib.monitor.metrics import COLUMNS, MetricsTail, read_metrics, summarize  # noqa: E402
+from qwenlib.monitor.metrics import COLUMNS, MetricsTail, last_steps, read_metrics, summarize  # noqa: E402
 
 LINES = (
     "{{ Epoch:[  1/  1], step:[{step:5d}/   10], loss: {loss}, per_step_time: {ms}ms, lr: 0.001, "
@@ -146,3 +146,12 @@ def test_of_two_watchers_one_writes_and_the_other_takes_over(tmp_path):
     assert [record["step"] for record in second.update(last=True)] == [3]
     log.close()
     assert list(read_metrics(tmp_path)["step"]) == [1, 2, 3]
+
+
+def test_the_last_steps_are_as_narrow_as_a_page(tmp_path):
+    line = {"total_steps": 9, "epoch": 1, "loss": 2.5, "per_step_time_ms": 3, "lr": 0.1, "tokens_per_second": 70.0}
+    lines = [json.dumps({**line, "step": step}) for step in range(1, 10)]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    shown = last_steps(read_metrics(tmp_path), 3)
+    assert list(shown) == ["step", "epoch", "loss", "lr", "per_step_time_ms", "tokens_per_second"]
+    assert list(shown["step"]) == [7, 8, 9]
