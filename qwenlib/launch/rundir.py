@@ -37,10 +37,15 @@ def find_launch(run_dir: Union[str, Path]) -> Path:
     """The absolute folder of a launch: ``run_dir``, or its ``node_N`` on a further node with a disk of its own.
 
     Raises:
-        Refused: nothing was launched there; launches right below it are named.
+        Refused: nothing was launched there; launches right below it are named. Or its state cannot be read.
     """
     folder = Path(run_dir).expanduser().absolute()
-    if read_status(folder) is not None:
+    if (folder / STATE_FILE).is_file():
+        if not whole(read_status(folder)):
+            raise Refused(
+                f"{folder / STATE_FILE} is damaged, or no state of a launch: what runs there cannot be told from it. "
+                f"The logs, if there are any: {folder}/rank_N/{failure.LOG_FILE}"
+            )
         return folder
     if not folder.is_dir():
         raise Refused(f"there is no run directory {folder}.")
@@ -49,6 +54,15 @@ def find_launch(run_dir: Union[str, Path]) -> Path:
         return folder / below[0]
     hint = f" These below it are: {', '.join(below)}." if below else " It is the --output_dir of `qwenlib train`."
     raise Refused(f"{folder} is no run directory of a launch ({STATE_FILE} is missing).{hint}")
+
+
+def whole(status: Optional[Dict[str, Any]]) -> bool:
+    """It has what the supervisor always writes (the file is replaced atomically, but a disk or a person may err)."""
+    if status is None or not all(isinstance(status.get(key), str) for key in ("id", "state")):
+        return False
+    entries = [*status["ranks"], *filter(None, [status.get("scheduler")])] if isinstance(status["ranks"], list) else [0]
+    keys = {"name", "pid", "state", "exit_code", "signal"}
+    return "supervisor" in status and all(isinstance(entry, dict) and keys <= entry.keys() for entry in entries)
 
 
 def here(status: Dict[str, Any]) -> bool:

@@ -227,3 +227,14 @@ def test_a_folder_without_a_launch_is_refused(stub, tmp_path):
     assert "there is no run directory" in cli("status", tmp_path / "nowhere").stderr
     done = cli("logs", run.run_dir, "--rank", 7)
     assert done.returncode == 2 and "no log of rank_7; there are: rank_0, supervisor" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "content", ['{"ranks":', '{"ranks": [], "id": 3}', '{"ranks": [{"name": "x"}], "id": "3", "state": "done"}', "[]"]
+)
+@pytest.mark.parametrize("command", ["status", "logs", "stop"])
+def test_a_damaged_state_is_told_in_a_sentence(tmp_path, command, content):
+    (tmp_path / "launch.json").write_text(content)
+    done = cli(command, tmp_path)
+    assert done.returncode == 2 and not done.stdout
+    assert "launch.json is damaged" in done.stderr and done.stderr.count("\n") == 1
