@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
 
-from qwenlib.launch import read_status
+from qwenlib.launch import read_status, rundir
 from qwenlib.launch.failure import ERROR_FILE
 from qwenlib.monitor import logs, report
 from qwenlib.monitor.scan import Hit, scan_bytes, scan_file
@@ -103,6 +103,8 @@ def diagnose(run_dir: Union[str, Path], signatures: Sequence[Union[str, Path]] =
     table = load_signatures(signatures)
     folder = logs.find_run(run_dir)
     status = read_status(folder)
+    if rundir.whole(status):
+        status = rundir.current(folder)  # a supervisor that is gone could not write how it ended
     found = logs.find_logs(folder, status)
     result = Diagnosis(folder, str((status or {}).get("state", "unknown")), logs=len(found))
     ends = {entry["rank"]: entry for entry in logs.entries(status)}
