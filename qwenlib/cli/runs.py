@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import time
 from pathlib import Path
@@ -16,6 +17,7 @@ RUN_DIR = typer.Argument(..., metavar="RUN_DIR", help="The --output_dir of `qwen
 AS_JSON = typer.Option(False, "--json", help="Print one JSON document on stdout.")
 FOLLOW_SECONDS = 0.5
 OTHER_NODES_SECONDS = 30.0
+_SECONDS = re.compile(r"no step for \d+ s")  # time alone is no change
 
 
 def register(app: typer.Typer) -> None:
@@ -40,9 +42,10 @@ def status(
     found = _read(folder)
     while follow:
         text = _text(folder, found)
-        if text != last:
+        seen = _SECONDS.sub("", text)
+        if seen != last:
             typer.echo(text, err=as_json)
-            last = text
+            last = seen
         if all(item["state"] in rundir.FINAL for item in found):
             break
         time.sleep(FOLLOW_SECONDS)

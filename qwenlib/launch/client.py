@@ -198,13 +198,10 @@ class Run:
     def _wait(
         self, on_tick: Optional[Callable[[Dict[str, Any]], object]], interval: float, deadline: Optional[float]
     ) -> Optional[Dict[str, Any]]:
-        told = False
+        told = ""
         while True:
             status = self.poll()
-            if status.get("hanging") and not told:
-                told = True
-                what = failure.hang_text(status["hanging"])
-                print(f"{status['hanging']['ranks'][0]} {what}", file=sys.stderr, flush=True)
+            told = _tell_hang(status, told)
             if on_tick is not None:
                 on_tick(status)
             if status["state"] in FINAL:
@@ -319,6 +316,18 @@ class Run:
         cause = status.get("root_cause")
         if cause and cause["reason"] == "refused":
             raise Refused(str(cause["message"]))
+
+
+def _tell_hang(status: Dict[str, Any], told: str) -> str:
+    """Say once that a rank hangs, and that it goes on; returns the rank that hangs now."""
+    hanging = status.get("hanging")
+    first = str(hanging["ranks"][0]) if hanging else ""
+    if hanging and first != told:
+        print(f"{first} {failure.hang_text(hanging)}", file=sys.stderr, flush=True)
+    elif told and not first and status["state"] == "running":
+        step = next((entry.get("step") for entry in status["ranks"] if entry["name"] == told), None)
+        print(f"{told} goes on: step {step}", file=sys.stderr, flush=True)
+    return first
 
 
 def launches(run_dir: Path) -> List[Path]:

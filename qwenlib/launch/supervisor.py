@@ -125,7 +125,7 @@ class Supervisor:
         if self.dog is None:
             return
         self.dog.look()
-        late, hanging = self.dog.late(), self.dog.hanging()
+        late, hanging = self.dog.late(), self._hanging()
         if late:
             log = self.run_dir / late[0] / failure.LOG_FILE
             others = f" Neither has {', '.join(late[1:])}." if late[1:] else ""
@@ -137,9 +137,18 @@ class Supervisor:
             cause = {"rank": hanging["ranks"][0], "reason": "hang", "message": failure.hang_text(hanging)}
             cause.update(time=time.time(), log=str(log), last_lines=failure.last_lines(log))
             self.state["root_cause"] = cause
-        elif (hanging is None) != (self.state["hanging"] is None):
+        elif _who(hanging) != _who(self.state["hanging"]):
             self.state["hanging"] = hanging and {**hanging, "since": time.time() - hanging["seconds"]}
             self._save()
+
+    def _hanging(self) -> Optional[Dict[str, Any]]:
+        """What the watchdog says; a rank that was stopped by a signal is the one for which the others wait."""
+        found = self.dog.hanging() if self.dog else None
+        if found is None:
+            return None
+        stopped = {entry["name"]: entry["pid"] for entry in self.state["ranks"] if processes.is_stopped(entry)}
+        ranks = [*stopped, *(name for name in found["ranks"] if name not in stopped)]
+        return {**found, "ranks": ranks, "stopped": stopped}
 
     def _again(self) -> bool:
         """After a failure: end what is left and prepare another start, when there is one left to try."""
@@ -323,6 +332,10 @@ class Supervisor:
         except (OSError, WorkFailed) as error:  # a full disk must not keep us from ending the ranks
             with contextlib.suppress(OSError):
                 print(f"{STATE_FILE} could not be written: {error}", file=sys.stderr, flush=True)
+
+
+def _who(hanging: Optional[Dict[str, Any]]) -> Any:
+    return hanging and (hanging["ranks"], hanging["stopped"])
 
 
 def _cause(message: str) -> Dict[str, Any]:
