@@ -7,6 +7,7 @@ import errno
 import fcntl
 import json
 import os
+import shlex
 import time
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Optional, Union
@@ -87,7 +88,7 @@ def current(folder: Path) -> Dict[str, Any]:
             if alive:
                 status["root_cause"]["message"] += (
                     f" {len(alive)} process(es) that it started are still there (pids "
-                    f"{', '.join(map(str, alive))}); end them with: qwenlib stop {folder}"
+                    f"{', '.join(map(str, alive))}); end them with: qwenlib stop {shlex.quote(str(folder))}"
                 )
     if status is None:
         raise Refused(f"{folder / STATE_FILE} cannot be read.")
@@ -134,8 +135,9 @@ def lock(folder: Path) -> Iterator[Any]:
     """
     with open(folder / LOCK_FILE, "ab") as held:
         if not _try_lock(held):
+            where = shlex.quote(str(folder))
             raise Refused(
-                f"a run is going on in {folder}. See `qwenlib status {folder}`; end it with `qwenlib stop {folder}`, "
+                f"a run is going on in {folder}. See `qwenlib status {where}`; end it with `qwenlib stop {where}`, "
                 "or choose another run directory."
             )
         yield held
@@ -196,7 +198,9 @@ def refuse_leftovers(folder: Path) -> None:
             raise Refused(f"a run is going on in {folder}, started on another host or container. Stop it there first.")
         return
     if status["state"] not in FINAL and processes.find(status.get("supervisor")):
-        raise Refused(f"a run is going on in {folder}. Wait for its end, or end it with: qwenlib stop {folder}")
+        raise Refused(
+            f"a run is going on in {folder}. Wait for its end, or end it with: qwenlib stop {shlex.quote(str(folder))}"
+        )
     entries: List[Dict[str, Any]] = [*status["ranks"], *filter(None, [status.get("scheduler")])]
     alive = {int(entry["pid"]) for entry in entries if processes.find(entry)}
     if "id" in status:
@@ -205,7 +209,7 @@ def refuse_leftovers(folder: Path) -> None:
         pids = " ".join(map(str, sorted(alive)))
         raise Refused(
             f"processes of an earlier run in {folder} are still there (pids {pids.replace(' ', ', ')}). "
-            f"End them with: qwenlib stop {folder}"
+            f"End them with: qwenlib stop {shlex.quote(str(folder))}"
         )
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -238,3 +240,14 @@ def test_a_damaged_state_is_told_in_a_sentence(tmp_path, command, content):
     done = cli(command, tmp_path)
     assert done.returncode == 2 and not done.stdout
     assert "launch.json is damaged" in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_the_commands_that_are_told_can_be_pasted(stub, tmp_path):
+    folder = tmp_path / "my run 训练"
+    with start(stub("sleep:60", run_dir=folder)), pytest.raises(Refused) as told:
+        start(stub("exit:0", run_dir=folder))
+    commands = re.findall(r"`(qwenlib [^`]*)`", str(told.value))
+    assert [shlex.split(command) for command in commands] == [
+        ["qwenlib", "status", str(folder)],
+        ["qwenlib", "stop", str(folder)],
+    ]
