@@ -26,7 +26,9 @@ from qwenlib.weights import fit, place, read_folder
 READY_SECONDS = 1800.0
 """Until every rank must have met the others; as long as HCCL itself waits."""
 HANG_FACTOR = 20.0
-"""A rank without a step for this many usual steps (and two minutes at least) is reported."""
+"""A rank without a step for this many usual steps (and two minutes at least, on the CPU 15 s) is reported."""
+CPU_HANG_SECONDS = 15.0
+"""MindSpore's collectives on the CPU give up after 30 s; what hangs is to be named before."""
 RESULT = "result.json"
 _PROGRESS = re.compile(r"^[a-z][^:|]*: \d+/\d+ ")
 
@@ -255,6 +257,7 @@ def training_plan(
         "device_target": profile.device_target,
         "ready_timeout": READY_SECONDS,
         "hang_factor": HANG_FACTOR,
+        "hang_floor": CPU_HANG_SECONDS if profile.device_target == "CPU" else launch.Plan.hang_floor,
         "job": again.identity(config, profile.device_target, *begins.files, dataset),
         **where,
         **settings,

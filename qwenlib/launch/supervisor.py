@@ -41,6 +41,7 @@ class Supervisor:
         self.nodes: Optional[Nodes] = None
         self.port = int(spec["port"])
         self.restarts = 0
+        self.before = ""
         self.dog: Optional[heartbeat.Watchdog] = None
         self.state: Dict[str, Any] = {
             "id": spec["id"],
@@ -290,6 +291,8 @@ class Supervisor:
     def _end(self) -> List[int]:
         """End what still runs; returns the pids that would not go."""
         me, grace = os.getpid(), float(self.spec["grace"])
+        if not self.ending:  # afterwards nobody can see it any more
+            self.before = self._before()
         self._reap()
         self.ending = True
         # A child that is not yet reaped keeps its pid, so its process group is surely ours.
@@ -304,6 +307,17 @@ class Supervisor:
         oom = processes.oom_kills() > self.oom_before
         if not self.state["root_cause"]:
             self.state["root_cause"] = failure.root_cause(self.run_dir, self._entries(), oom)
+        cause = self.state["root_cause"]
+        if cause and cause["rank"] and cause["reason"] not in ("hang", "not ready") and self.before:
+            cause["before"] = self.before
+
+    def _before(self) -> str:
+        """A rank that stands still now: the others may have failed because they waited for it in vain."""
+        still = [entry["name"] for entry in self.state["ranks"] if processes.is_stopped(entry)]
+        if still:
+            return f"{', '.join(still)} had been stopped by a signal (SIGSTOP): the others waited in vain"
+        hanging = self.dog.hanging() if self.dog and self._failed() else None
+        return f"{hanging['ranks'][0]} {failure.hang_text(hanging)}" if hanging else ""
 
     def _finish(self) -> None:
         """End what still runs, tell the cause, write the last state."""

@@ -278,7 +278,7 @@ def _put_in_order(
     result.unknown = sorted((e for rank, e in errors.items() if rank not in explained), key=Finding.order)
     ordered = sorted(findings, key=Finding.order)
     cause = (status or {}).get("root_cause")
-    result.said = str(cause.get("message") or "") if isinstance(cause, dict) else ""
+    result.said = _said(cause) if isinstance(cause, dict) else ""
     candidates = sorted([*ordered, *[e for e in result.unknown if e.level == _UNKNOWN]], key=Finding.order)
     if not candidates or candidates[0].kind == "unknown":
         first = None
@@ -292,6 +292,12 @@ def _put_in_order(
     result.secondary = [finding for finding in rest if finding not in result.others]
     if not result.unknown and first is None:
         result.unknown = sorted(errors.values(), key=Finding.order)
+
+
+def _said(cause: Dict[str, Any]) -> str:
+    """The launcher's words, with the rank that they are about."""
+    before = f" Before that, {cause['before']}." if cause.get("before") else ""
+    return " ".join(filter(None, [str(cause.get("rank") or ""), str(cause.get("message") or "")])) + before
 
 
 def _hint(result: Diagnosis, findings: List[Finding], logged: List[int], threshold: float) -> str:
