@@ -63,6 +63,10 @@ def main() -> None:
     except QwenlibError as error:
         print(f"qwenlib: {error.heading}: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
+    except OSError as error:  # a disk, a permission, a place that is no folder: nothing that a traceback explains
+        place = f"{error.filename}: " if error.filename else ""
+        print(f"qwenlib: failed: {place}{error.strerror or error}.", file=sys.stderr)
+        sys.exit(1)
     except KeyboardInterrupt:
         print("qwenlib: interrupted.", file=sys.stderr)
         sys.exit(130)

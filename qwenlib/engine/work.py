@@ -18,7 +18,7 @@ from qwenlib.engine import again, initial, placement, render, starting
 from qwenlib.engine import resume as resuming
 from qwenlib.engine.job import Job
 from qwenlib.errors import Refused
-from qwenlib.files import read_json, require_space, write_text
+from qwenlib.files import make_folder, read_json, require_space, write_text
 from qwenlib.launch.client import WORKBOOK_MARK
 from qwenlib.profile import Profile
 from qwenlib.weights import fit, place, read_folder
@@ -266,7 +266,7 @@ def training_plan(
     if again.goes_on(plan.folder) or (detach and again.find(plan, run_dir / RESULT)):
         return plan
     require_space(run_dir, 4 * begins.bytes, f"checkpoints of {task_name}")
-    run_dir.mkdir(parents=True, exist_ok=True)
+    make_folder(run_dir)
     (run_dir / RESULT).unlink(missing_ok=True)
     write_text(run_dir / f"{task_name}.yaml", yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
     if saved is not None:
@@ -292,7 +292,7 @@ def one_rank(job: Job, run_dir: Union[str, Path], what: str) -> Any:
         WorkFailed: the process failed, with its own error.
     """
     run_dir = Path(run_dir).absolute()
-    run_dir.mkdir(parents=True, exist_ok=True)
+    make_folder(run_dir)
     Path(job.result).unlink(missing_ok=True)
     job_file = job.save(run_dir / "job.json")
     plan = launch.Plan(command(job_file), run_dir=run_dir, device_target=job.device_target, share_devices=True)

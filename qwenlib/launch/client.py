@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO, Any, Callable, Dict, List, Optional, Union
 
 from qwenlib.errors import Refused, WorkFailed
-from qwenlib.files import write_json
+from qwenlib.files import make_folder, write_json
 from qwenlib.launch import failure, processes, rundir
 from qwenlib.launch import plan as plans
 from qwenlib.launch.plan import SPEC_FILE, Plan
@@ -46,7 +46,7 @@ def start(plan: Plan, detach: bool = False) -> Run:
     if detach and os.environ.get(WORKBOOK_MARK):
         print("a workbook run ends what its stages start: the ranks are tied, not detached", file=sys.stderr)
         detach = False
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     devices = [] if plan.device_target == "CPU" else plan.device_ids or list(range(plan.ranks))
     with rundir.lock(folder) as lock, rundir.device_locks(devices, folder, plan.share_devices) as cards:
         rundir.refuse_leftovers(folder)

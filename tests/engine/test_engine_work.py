@@ -336,3 +336,16 @@ def test_progress_lines_of_a_rank_are_echoed_whole(
         echo({})
     echo({})
     assert capsys.readouterr().err.splitlines() == said
+
+
+@pytest.mark.parametrize("port", [70000, -1])
+def test_what_is_no_port_is_refused(given: Dict[str, Any], port: int) -> None:
+    with pytest.raises(Refused, match=f"port must be 0 to 65535, found {port}"):
+        work.finetune(profiles.load("smoke"), "lora", port=port, **given)
+
+
+def test_a_run_directory_that_cannot_be_made_is_refused(given: Dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for place in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(Refused, match=r"the folder .* cannot be made: (there is a file|Not a directory)"):
+            work.finetune(profiles.load("smoke"), "lora", **{**given, "run_dir": place})

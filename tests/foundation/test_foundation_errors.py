@@ -25,3 +25,16 @@ def test_a_notebook_shows_the_sentence_and_no_stack() -> None:
     shell._showtraceback = lambda kind, value, stack: shown.extend(stack)
     shell.run_cell("from qwenlib.errors import WorkFailed\nraise WorkFailed('rank 1 of 2 failed.')")
     assert shown == ["qwenlib failed: rank 1 of 2 failed."]
+
+
+def test_an_error_of_the_disk_is_a_sentence_too(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    from qwenlib.cli import main as cli
+
+    def broken(**_: object) -> None:
+        raise OSError(28, "No space left on device", "/full/x")
+
+    monkeypatch.setattr(cli, "app", broken)
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert end.value.code == 1
+    assert capsys.readouterr().err == "qwenlib: failed: /full/x: No space left on device.\n"
