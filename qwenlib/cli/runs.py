@@ -75,12 +75,16 @@ def logs(
         raise Refused("--json prints one document, --follow goes on: give one of them.")
     folder = rundir.find_launch(run_dir)
     files = _log_files(folder, rank)
+    if not (files or follow):
+        raise Refused(f"{folder} has no log of a rank (rank_N/rank.log): none has begun yet, or they were removed.")
     tails = {name: _Tail(path, lines) for name, path in files.items()}
     if as_json:
         typer.echo(json.dumps({name: tail.new() for name, tail in tails.items()}, indent=2, ensure_ascii=False))
         return
     while True:
         final = all(item["state"] in rundir.FINAL for item in _read(folder)) if follow else True
+        for name, path in {} if rank else _log_files(folder, "").items():  # ranks that begin later
+            tails.setdefault(name, _Tail(path, lines))
         for name, tail in tails.items():
             for line in tail.new(last=final):
                 typer.echo(f"{name}: {line}" if len(tails) > 1 else line)

@@ -251,3 +251,25 @@ def test_the_commands_that_are_told_can_be_pasted(stub, tmp_path):
         ["qwenlib", "status", str(folder)],
         ["qwenlib", "stop", str(folder)],
     ]
+
+
+def test_logs_that_were_removed_or_come_later_are_told(stub, monkeypatch):
+    from qwenlib.cli import runs
+
+    with start(stub("print:hello")) as run:
+        run.wait(timeout=30)
+    rank = run.run_dir / "rank_0"
+    rank.rename(run.run_dir / "away")
+    done = cli("logs", run.run_dir)
+    assert done.returncode == 2 and "has no log of a rank" in done.stderr and not done.stdout
+    looks = []
+
+    def read(_folder):  # at the second look the rank has begun
+        looks.append(1)
+        if len(looks) == 2:
+            (run.run_dir / "away").rename(rank)
+        return [{"state": "running" if len(looks) < 3 else "done"}]
+
+    monkeypatch.setattr(runs, "_read", read)
+    monkeypatch.setattr(runs, "FOLLOW_SECONDS", 0.0)
+    assert cli("logs", run.run_dir, "--follow").stdout == "hello\n"
