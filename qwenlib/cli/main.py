@@ -28,6 +28,8 @@ ROOMS = (
 )
 """Modules of ``qwenlib.cli``, in the order of ``--help``; each has ``register(app)``."""
 
+INTERRUPTED = "qwenlib: interrupted."
+
 app = typer.Typer(
     name="qwenlib",
     help="Fine-tune Qwen1.5 on Ascend 910 (and, with a tiny model, on a CPU).",
@@ -68,5 +70,9 @@ def main() -> None:
         print(f"qwenlib: failed: {place}{error.strerror or error}.", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
-        print("qwenlib: interrupted.", file=sys.stderr)
+        print(INTERRUPTED, file=sys.stderr)
         sys.exit(130)
+    except SystemExit as end:
+        if end.code == 130:  # typer takes the interrupt key itself and says nothing
+            print(INTERRUPTED, file=sys.stderr)
+        raise

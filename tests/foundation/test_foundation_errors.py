@@ -38,3 +38,18 @@ def test_an_error_of_the_disk_is_a_sentence_too(monkeypatch: pytest.MonkeyPatch,
         cli.main()
     assert end.value.code == 1
     assert capsys.readouterr().err == "qwenlib: failed: /full/x: No space left on device.\n"
+
+
+def test_the_interrupt_key_is_told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    from qwenlib import profile
+    from qwenlib.cli import main as cli
+
+    def pressed(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(profile, "load", pressed)
+    monkeypatch.setattr("sys.argv", ["qwenlib", "config", "show"])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert end.value.code == 130
+    assert capsys.readouterr().err.strip() == "qwenlib: interrupted."
