@@ -19,7 +19,9 @@ from qwenlib.launch.plan import SCHEDULER, SPEC_FILE, STATE_FILE
 
 LOCK_FILE, SUPERVISOR_LOG, EARLIER = "launch.lock", "supervisor.log", "earlier"
 FINAL = ("done", "failed", "stopped")
-OURS = (STATE_FILE, SPEC_FILE, SUPERVISOR_LOG, SCHEDULER, "rank_*", "metrics.jsonl", "watch.json", "loss.png")
+RESERVE_FILE = ".launch.reserve"
+WATCHED = ("metrics.jsonl", "watch.json", "loss.png")
+OURS = (STATE_FILE, SPEC_FILE, SUPERVISOR_LOG, SCHEDULER, RESERVE_FILE, "rank_*", *WATCHED)
 SILENT_SECONDS = 60.0
 """A supervisor on another host that gave no sign of life for this long is taken for lost."""
 DEVICE_LOCKS = Path("/tmp")

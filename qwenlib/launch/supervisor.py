@@ -23,8 +23,11 @@ from qwenlib.files import read_json, write_json
 from qwenlib.launch import failure, heartbeat, processes
 from qwenlib.launch.nodes import Nodes
 from qwenlib.launch.plan import STATE_FILE, free_port
+from qwenlib.launch.rundir import RESERVE_FILE
 
 TICK_SECONDS = 1.0
+RESERVE_BYTES = 65536
+"""Kept free for the last state."""
 STOPPED = "it was stopped"
 
 
@@ -73,6 +76,8 @@ class Supervisor:
             signal.signal(number, self._on_signal)
         processes.adopt_orphans()
         self._save()
+        with contextlib.suppress(OSError):
+            (self.run_dir / RESERVE_FILE).write_bytes(b"\0" * RESERVE_BYTES)
         try:
             self.nodes = Nodes(self.spec["nodes"])
             self._meet(wake, self.nodes)
@@ -336,7 +341,7 @@ class Supervisor:
             self._blame()
         self.state["state"] = "done" if done else "stopped" if stopped else "failed"
         self.state.update(left=left, hanging=None, finished=time.time())
-        self._save()
+        self._save_end()
         if self.nodes:
             self.nodes.close(self.state["state"], "" if done else failure.paragraph(self.state).splitlines()[0])
 
@@ -346,6 +351,12 @@ class Supervisor:
         except (OSError, WorkFailed) as error:  # a full disk must not keep us from ending the ranks
             with contextlib.suppress(OSError):
                 print(f"{STATE_FILE} could not be written: {error}", file=sys.stderr, flush=True)
+
+    def _save_end(self) -> None:
+        """The last state finds room on a disk that the ranks have filled: in what was kept free for it."""
+        with contextlib.suppress(OSError):
+            (self.run_dir / RESERVE_FILE).unlink()
+        self._save()
 
 
 def _who(hanging: Optional[Dict[str, Any]]) -> Any:

@@ -146,3 +146,33 @@ def test_of_two_watchers_one_writes_and_the_other_takes_over(tmp_path):
     assert [record["step"] for record in second.update(last=True)] == [3]
     log.close()
     assert list(read_metrics(tmp_path)["step"]) == [1, 2, 3]
+
+
+def test_lines_that_the_disk_did_not_take_follow_when_it_does(tmp_path, monkeypatch):
+    import os
+
+    from qwenlib.monitor import metrics
+
+    log, path = tmp_path / "rank.log", tmp_path / "metrics.jsonl"
+    tail = MetricsTail(log, path, seq_length=128, ranks=1)
+    log.write_bytes(lines(1))
+    assert len(tail.update()) == 1
+    before, write = path.read_bytes(), os.write
+
+    sizes = []
+
+    def full(handle, data):  # takes a part of a line, then nothing
+        sizes.append(len(data))
+        if len(sizes) == 1:
+            return write(handle, data[:20])
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(metrics.os, "write", full)
+        log.write_bytes(lines(1) + lines(2))
+        assert [record["step"] for record in tail.update()] == [2]
+    assert "metrics.jsonl cannot be written: No space left on device" in tail.trouble
+    assert path.read_bytes() == before
+    log.write_bytes(lines(1) + lines(2) + lines(3))
+    assert [record["step"] for record in tail.update(last=True)] == [3] and not tail.trouble
+    assert list(read_metrics(path)["step"]) == [1, 2, 3]
