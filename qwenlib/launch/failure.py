@@ -151,7 +151,7 @@ def paragraph(status: Dict[str, Any]) -> str:
     text = text.rstrip(". ") + "."
     if total > 1:
         text += " The other ranks were ended."
-    if cause.get("before"):
+    if cause.get("before"):  # the launcher saw it
         text += f" Before that, {cause['before']}."
     if cause.get("last_lines"):
         return f"{text} The last lines of {cause['log']}:\n" + "\n".join(f"  | {line}" for line in cause["last_lines"])

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import os
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -26,6 +27,7 @@ from qwenlib.launch.plan import STATE_FILE, free_port
 from qwenlib.launch.rundir import RESERVE_FILE
 
 TICK_SECONDS = 1.0
+FULL_BYTES = 2**20
 RESERVE_BYTES = 65536
 """Kept free for the last state."""
 STOPPED = "it was stopped"
@@ -317,11 +319,16 @@ class Supervisor:
             cause["before"] = self.before
 
     def _before(self) -> str:
-        """A rank that stands still now: the others may have failed because they waited for it in vain."""
+        """What a rank could not say itself: one stands still, for which the others waited; or the disk is full."""
         still = [entry["name"] for entry in self.state["ranks"] if processes.is_stopped(entry)]
         if still:
             return f"{', '.join(still)} had been stopped by a signal (SIGSTOP): the others waited in vain"
-        hanging = self.dog.hanging() if self.dog and self._failed() else None
+        if not self._failed():
+            return ""
+        with contextlib.suppress(OSError):
+            if shutil.disk_usage(self.run_dir).free < FULL_BYTES:
+                return f"the disk below {self.run_dir} had become full"
+        hanging = self.dog.hanging() if self.dog else None
         return f"{hanging['ranks'][0]} {failure.hang_text(hanging)}" if hanging else ""
 
     def _finish(self) -> None:

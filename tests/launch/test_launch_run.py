@@ -291,6 +291,7 @@ def test_on_a_disk_that_the_ranks_have_filled_the_end_is_told(tmp_path):
         with start(plan) as run, pytest.raises(WorkFailed, match=r"rank 0 ended with exit code 1") as told:
             run.wait(timeout=60)
         assert "supervisor" not in str(told.value)
+        assert f"Before that, the disk below {small / 'run'} had become full." in str(told.value)
         status = read_status(small / "run")
         assert status["state"] == "failed" and status["root_cause"]["rank"] == "rank_0" and status["finished"]
         assert not list((small / "run").glob(".launch*"))
