@@ -203,11 +203,12 @@ def training_plan(
     nodes: Sequence[str] = (),
     node_rank: Optional[int] = None,
     detach: bool = False,
+    dry_run: bool = False,
     **settings: Any,
 ) -> launch.Plan:
     """Write job.json and the rendered YAML into ``run_dir`` and return the launch plan (nothing is started).
 
-    While a training goes on there, nothing is written.
+    While a training goes on there, nothing is written; for a ``dry_run`` not where one was before, either.
 
     Args:
         resume: ``never``; ``auto``: go on from the newest whole checkpoint of ``run_dir/output``, if there is one;
@@ -263,6 +264,8 @@ def training_plan(
         **settings,
     }
     plan = launch.Plan(command(job_file), **fields)
+    if dry_run and launch.read_status(plan.folder) is not None:
+        return plan
     if again.goes_on(plan.folder) or (detach and again.find(plan, run_dir / RESULT)):
         return plan
     require_space(run_dir, 4 * begins.bytes, f"checkpoints of {task_name}")

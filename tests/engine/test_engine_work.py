@@ -349,3 +349,15 @@ def test_a_run_directory_that_cannot_be_made_is_refused(given: Dict[str, Any], t
     for place in (tmp_path / "file", tmp_path / "file" / "below"):
         with pytest.raises(Refused, match=r"the folder .* cannot be made: (there is a file|Not a directory)"):
             work.finetune(profiles.load("smoke"), "lora", **{**given, "run_dir": place})
+
+
+def test_a_dry_run_leaves_the_last_training_as_it_is(given: Dict[str, Any]) -> None:
+    given["run_dir"].mkdir()
+    for name in ("result.json", "job.json"):
+        (given["run_dir"] / name).write_text("{}")
+    write_json(given["run_dir"] / "launch.json", {"ranks": [], "state": "done"})
+    assert work.training_plan(profiles.load("smoke"), "lora", **given, dry_run=True).ranks == 2
+    assert {path.name: path.read_text() for path in given["run_dir"].glob("[jr]*.json")} == {
+        "result.json": "{}",
+        "job.json": "{}",
+    }
