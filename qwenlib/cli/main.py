@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.util
+import signal
 import sys
+import threading
+from typing import Iterator
 
 import typer
 
@@ -58,8 +62,33 @@ for room in ROOMS:
         importlib.import_module(f"qwenlib.cli.{room}").register(app)
 
 
+def _ended(number: int, _frame: object) -> None:
+    with contextlib.suppress(OSError):  # the terminal may be gone
+        print(f"qwenlib: ended by {signal.Signals(number).name}.", file=sys.stderr, flush=True)
+    raise SystemExit(128 + number)
+
+
+@contextlib.contextmanager
+def _orderly() -> Iterator[None]:
+    """After SIGTERM, or when the terminal is closed, what was begun is put in order, as after Ctrl-C."""
+    numbers = (signal.SIGTERM, signal.SIGHUP) if threading.current_thread() is threading.main_thread() else ()
+    ours = [number for number in numbers if signal.getsignal(number) is signal.SIG_DFL]  # nohup ignores SIGHUP
+    for number in ours:
+        signal.signal(number, _ended)
+    try:
+        yield
+    finally:
+        for number in ours:
+            signal.signal(number, signal.SIG_DFL)
+
+
 def main() -> None:
     """Entry point of the console script."""
+    with _orderly():
+        _run()
+
+
+def _run() -> None:
     try:
         app(standalone_mode=True)
     except QwenlibError as error:

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import tempfile
+import time
+
 import pytest
 
 from qwenlib.errors import QwenlibError, Refused, WorkFailed
@@ -53,3 +58,25 @@ def test_the_interrupt_key_is_told(monkeypatch: pytest.MonkeyPatch, capsys: pyte
         cli.main()
     assert end.value.code == 130
     assert capsys.readouterr().err.strip() == "qwenlib: interrupted."
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_what_was_begun_is_put_in_order_before_a_signal_ends_the_command(number, monkeypatch, capsys, tmp_path) -> None:
+    from qwenlib.cli import main as cli
+
+    before = signal.signal(number, signal.SIG_DFL)
+
+    def work(**_: object) -> None:
+        with tempfile.TemporaryDirectory(dir=tmp_path):
+            os.kill(os.getpid(), number)
+            time.sleep(60)
+
+    monkeypatch.setattr(cli, "app", work)
+    try:
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        assert signal.getsignal(number) is signal.SIG_DFL
+    finally:
+        signal.signal(number, before)
+    assert end.value.code == 128 + number and not list(tmp_path.iterdir())
+    assert capsys.readouterr().err == f"qwenlib: ended by {number.name}.\n"
