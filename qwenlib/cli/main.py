@@ -63,6 +63,8 @@ for room in ROOMS:
 
 
 def _ended(number: int, _frame: object) -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a closed terminal says it twice
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # who asks again does not want to wait
     with contextlib.suppress(OSError):  # the terminal may be gone
         print(f"qwenlib: ended by {signal.Signals(number).name}.", file=sys.stderr, flush=True)
     raise SystemExit(128 + number)

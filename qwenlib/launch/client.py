@@ -230,9 +230,18 @@ class Run:
     def stop(self) -> Dict[str, Any]:
         """End all ranks and what they started (SIGTERM, the plan's grace, SIGKILL); harmless when all has ended.
 
+        An interrupt meanwhile is passed on when all has ended; a second one at once.
+
         Raises:
             Refused: it runs on another host.
         """
+        try:
+            return self._stop()
+        except (KeyboardInterrupt, SystemExit):
+            self._stop()
+            raise
+
+    def _stop(self) -> Dict[str, Any]:
         ours = self._supervisor is not None and not self.detached
         if ours:
             with contextlib.suppress(OSError, ValueError):

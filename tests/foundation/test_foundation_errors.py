@@ -68,8 +68,11 @@ def test_what_was_begun_is_put_in_order_before_a_signal_ends_the_command(number,
 
     def work(**_: object) -> None:
         with tempfile.TemporaryDirectory(dir=tmp_path):
-            os.kill(os.getpid(), number)
-            time.sleep(60)
+            try:
+                os.kill(os.getpid(), number)
+                time.sleep(60)
+            finally:
+                os.kill(os.getpid(), signal.SIGHUP)
 
     monkeypatch.setattr(cli, "app", work)
     try:
