@@ -58,6 +58,21 @@ def atomic_path(path: PathLike) -> Iterator[Path]:
                 part.unlink()
 
 
+def make_folder(path: PathLike) -> Path:
+    """The folder ``path``, made with its parents when it is not there.
+
+    Raises:
+        Refused: it cannot be made: a file of that name, a read-only disk, no permission, a name that is too long.
+    """
+    folder = Path(path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        why = "there is a file of that name" if isinstance(error, FileExistsError) else error.strerror
+        raise Refused(f"the folder {folder} cannot be made: {why}. Choose another one.") from None
+    return folder
+
+
 def sync(path: PathLike) -> None:
     """fsync a file or a folder."""
     handle = os.open(str(path), os.O_RDONLY)

@@ -7,6 +7,7 @@ for the rendering. No system message is added where there is none, nothing stand
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Sequence, Union
 
@@ -77,7 +78,7 @@ def read_messages(path: Union[str, Path]) -> Iterator[List[Message]]:
             keys = ", ".join(map(repr, value))
             raise Refused(
                 f"{item.where(path)}: a record with {keys}, not messages. Convert the file first: "
-                f"qwenlib data convert --data_path {path} --output_path messages.jsonl"
+                f"qwenlib data convert --data_path {shlex.quote(str(path))} --output_path messages.jsonl"
             )
         yield to_checked(value, item.where(path))
 

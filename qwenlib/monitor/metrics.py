@@ -84,6 +84,9 @@ class MetricsTail:
         self._steps: List[int] = []
         self._known: Optional[int] = None
         self._lock: Optional[IO[bytes]] = None
+        self._unwritten: List[Dict[str, Any]] = []
+        self.trouble = ""
+        """Why the last records are not in the file (a full disk); they follow as soon as it takes them."""
 
     def update(self, last: bool = False) -> List[Dict[str, Any]]:
         """Read what is new and append it; returns the new records. ``last``: the log has ended."""
@@ -104,9 +107,20 @@ class MetricsTail:
         if last:
             steps += self.reader.close()
         new = [self._record(step) for step in self._not_written(steps)]
-        if new:
-            append(self.metrics, new)
+        self._write(new)
         return records + new
+
+    def _write(self, new: List[Dict[str, Any]]) -> None:
+        """A disk that takes nothing must not end a training for a line of its metrics."""
+        self._unwritten += new
+        if not self._unwritten:
+            return
+        try:
+            append(self.metrics, self._unwritten)
+        except OSError as error:
+            self.trouble = f"{self.metrics} cannot be written: {error.strerror}"
+            return
+        self._unwritten, self.trouble = [], ""
 
     def _not_written(self, steps: List[Step]) -> List[Step]:
         """Without those of the log that an earlier watcher wrote: they stand at the file's end, in the same order.
@@ -188,13 +202,20 @@ def count_lines(path: Path) -> Tuple[int, int]:
 
 
 def append(path: Path, records: List[Dict[str, Any]]) -> None:
-    """Append whole lines by one ``write``, so that a reader sees all of a line or (at the very end) none."""
+    """Append whole lines by one ``write``, so that a reader sees all of a line or (at the very end) none.
+
+    When the disk does not take all of them, the file is as it was.
+    """
     text = "".join(json.dumps(record, allow_nan=False) + "\n" for record in records)
     handle = os.open(str(path), os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+    size = os.fstat(handle).st_size
     try:
         data = text.encode("utf-8")
         while data:
             data = data[os.write(handle, data) :]
+    except OSError:
+        os.ftruncate(handle, size)
+        raise
     finally:
         os.close(handle)
 

@@ -96,6 +96,7 @@ def _follow(
     plot = LivePlot(run.run_dir, facts.title, facts.total_steps, seconds, log, button=True)
     panel = _Panel(plot)
     seen: Dict[str, Any] = status
+    told = False
 
     def tick(now: Dict[str, Any]) -> None:
         seen.clear()
@@ -106,6 +107,10 @@ def _follow(
             run.stop()
 
     def take(records: List[Dict[str, Any]], now: Dict[str, Any]) -> None:
+        nonlocal told
+        if tail.trouble and not told:
+            told = True
+            print(tail.trouble, file=sys.stderr, flush=True)
         if writer is not None:
             writer.add(records)
         panel.update(records, now)

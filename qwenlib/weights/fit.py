@@ -5,6 +5,7 @@ MindSpore would load a slice of the right shape from the wrong place without a w
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Dict, Iterable, List, Optional, Union
 
@@ -88,7 +89,7 @@ def refuse_cut(path: Union[str, Path]) -> None:
         return
     raise Refused(
         f"{path} holds the slices of {plan.ranks} ranks, and a whole checkpoint is needed here. Merge them first: "
-        f"qwenlib weights merge --rank_dir {path} --mindspore_ckpt_path whole.ckpt"
+        f"qwenlib weights merge --rank_dir {shlex.quote(str(path))} --mindspore_ckpt_path whole.ckpt"
     )
 
 

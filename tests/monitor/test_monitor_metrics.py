@@ -155,3 +155,33 @@ def test_the_last_steps_are_as_narrow_as_a_page(tmp_path):
     shown = last_steps(read_metrics(tmp_path), 3)
     assert list(shown) == ["step", "epoch", "loss", "lr", "per_step_time_ms", "tokens_per_second"]
     assert list(shown["step"]) == [7, 8, 9]
+
+
+def test_lines_that_the_disk_did_not_take_follow_when_it_does(tmp_path, monkeypatch):
+    import os
+
+    from qwenlib.monitor import metrics
+
+    log, path = tmp_path / "rank.log", tmp_path / "metrics.jsonl"
+    tail = MetricsTail(log, path, seq_length=128, ranks=1)
+    log.write_bytes(lines(1))
+    assert len(tail.update()) == 1
+    before, write = path.read_bytes(), os.write
+
+    sizes = []
+
+    def full(handle, data):  # takes a part of a line, then nothing
+        sizes.append(len(data))
+        if len(sizes) == 1:
+            return write(handle, data[:20])
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(metrics.os, "write", full)
+        log.write_bytes(lines(1) + lines(2))
+        assert [record["step"] for record in tail.update()] == [2]
+    assert "metrics.jsonl cannot be written: No space left on device" in tail.trouble
+    assert path.read_bytes() == before
+    log.write_bytes(lines(1) + lines(2) + lines(3))
+    assert [record["step"] for record in tail.update(last=True)] == [3] and not tail.trouble
+    assert list(read_metrics(path)["step"]) == [1, 2, 3]
