@@ -122,10 +122,12 @@ def test_a_rank_that_was_stopped_by_a_signal_is_named_and_goes_on(stub, capsys):
     assert f"rank_1 was stopped by a signal, and goes on with: kill -CONT {pid}" in err
 
 
-def test_a_failure_behind_a_rank_that_stands_still_says_so(stub, tag):
-    with start(stub("sleep:3+exit:7", "report+sleep:60")) as run:
+def test_a_failure_behind_a_rank_that_stands_still_says_so(stub, tag, tmp_path):
+    go = tmp_path / "go"
+    with start(stub(f"await:{go}+exit:7", "report+sleep:60")) as run:
         status = until(lambda: run.poll() if run.poll()["ranks"][1].get("ready") else None, 30)
         os.kill(status["ranks"][1]["pid"], signal.SIGSTOP)
+        go.touch()
         with pytest.raises(WorkFailed, match=r"rank 0 of 2 ended with exit code 7 .* Before that, rank_1 had been"):
             run.wait(timeout=60)
     assert not running(tag)
