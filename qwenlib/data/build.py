@@ -41,8 +41,8 @@ def build(
 ) -> Dict[str, Any]:
     """Write a MindRecord with rows of ``seq_length + 1`` tokens and ``output_file.meta.json``.
 
-    Memory does not grow with the data set, only with its longest conversation: about 0.2 GB for each million characters
-    beyond the first, while they are tokenized. A control token that a text spells stays plain text, and is counted.
+    Memory does not grow with the data set, and little with its longest conversation, which is tokenized in pieces. A
+    control token that a text spells stays plain text, and is counted.
 
     Args:
         input_glob: messages files (JSON Lines), a path or a pattern.
