@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 import tempfile
 from pathlib import Path
 from typing import Any, Dict, Iterator, Union
@@ -26,12 +27,16 @@ def atomic_path(path: PathLike) -> Iterator[Path]:
 
     On any exception, the interrupt key included, the temporary file is removed and ``path`` is as it was.
 
+    A link to a file stays one: the file that it names is replaced.
+
     Raises:
+        Refused: ``path`` is a folder, a device or a pipe, or lies below a file.
         WorkFailed: the disk or the quota is full (with the free space), or the place cannot be written to.
     """
     target = Path(path)
     part, ours = None, True
     try:
+        target = check_target(target)
         target.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".part", dir=str(target.parent))
         os.close(handle)
@@ -57,6 +62,25 @@ def atomic_path(path: PathLike) -> Iterator[Path]:
         if part is not None:
             with contextlib.suppress(FileNotFoundError):
                 part.unlink()
+
+
+def check_target(path: PathLike) -> Path:
+    """The file that writing to ``path`` replaces or makes: behind links, ``path`` itself otherwise.
+
+    Raises:
+        Refused: it is there and no file (root would replace even /dev/null), or a part of its path is no folder.
+        OSError: it cannot be looked at.
+    """
+    target = Path(os.path.realpath(path)) if Path(path).is_symlink() else Path(path)
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        mode = os.stat(target).st_mode
+        if not stat.S_ISREG(mode):
+            found = "a folder" if stat.S_ISDIR(mode) else "a device or a pipe"
+            raise Refused(f"{path} is {found}; give the name of a file to write.")
+    above = next((folder for folder in target.parents if folder.exists()), None)
+    if above is not None and not above.is_dir():
+        raise Refused(f"{path} cannot be written: {above} is no folder. Choose another place.")
+    return target
 
 
 def sync(path: PathLike) -> None:
