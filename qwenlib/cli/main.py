@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
 import sys
 
 import typer
 
 from qwenlib import __version__
+from qwenlib.cli import shell
 from qwenlib.errors import QwenlibError
 
 ROOMS = (
@@ -58,11 +60,22 @@ for room in ROOMS:
 
 def main() -> None:
     """Entry point of the console script."""
+    shell.prepare()
     try:
-        app(standalone_mode=True)
+        try:
+            app(standalone_mode=True)
+        finally:
+            sys.stdout.flush()  # here, where a full disk can still be told
     except QwenlibError as error:
         print(f"qwenlib: {error.heading}: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
+    except BrokenPipeError:  # who read has had enough, as head has
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        sys.exit(1)
+    except OSError as error:
+        place = f"{error.filename}: " if error.filename else ""
+        print(f"qwenlib: failed: {place}{error.strerror or error}.", file=sys.stderr)
+        sys.exit(1)
     except KeyboardInterrupt:
         print("qwenlib: interrupted.", file=sys.stderr)
         sys.exit(130)
