@@ -65,13 +65,14 @@ def convert(
         bar = stack.enter_context(Progress("convert", unit="records"))
         skipped = _Skipped(source, target, stack) if on_error == "skip" else None
         work = _Conversion(source, out, "" if format == "auto" else format, system, special_tokens == "escape")
-        for item in read_items(source, skipped.take if skipped else None):
+        bad = skipped.take if skipped else _stop
+        for item in read_items(source, bad):
             try:
                 work.add(item)
             except Refused as error:
-                if skipped is None:
-                    raise
-                skipped.take(item, error)
+                if not (skipped or work.format):
+                    raise  # the first record: none will be better
+                bad(item, error)
             bar.advance()
         if skipped:
             work.counts["skipped"] = skipped.count
@@ -107,7 +108,7 @@ class _Conversion:
         if not self.format:
             self.format, reason = detect(item.value)
             if not self.format:
-                raise Refused(f"{where}: {reason}. Name the format with --format {'|'.join(FORMATS)}.")
+                raise Refused(f"{where}: {reason}.")
             self.reason = reason
         messages, with_input = to_conversation(item, where, self.format, self.system)
         special = chatml.special_in(messages)
@@ -149,6 +150,10 @@ class _Skipped:
         reason = str(error).replace(f"{item.where(self.source)}: ", "").replace(f"{self.source}, ", "")
         entry = {"index": item.index, "line": item.line, "reason": reason, "record": item.value}
         self._out.write(json.dumps(entry) + "\n")  # ASCII: half a character, too, can be written so
+
+
+def _stop(item: Item, error: Refused) -> None:
+    raise Refused(f"{error} Correct it, or have bad records skipped: --on-error skip.") from None
 
 
 def _side(target: Path) -> Path:
