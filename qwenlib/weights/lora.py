@@ -6,6 +6,7 @@ computes ``x W^T + lora_alpha / rank * (x A^T) B^T``, so the merged weight is ``
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from pathlib import Path
@@ -50,8 +51,8 @@ def merge_lora(
         layers.
 
     Raises:
-        Refused: there is no adapter in it, no base, matrices that do not fit (all told), no lora_alpha, or values that
-            do not fit float16.
+        Refused: there is no adapter in it, no base, matrices that do not fit (all told), no lora_alpha, values that do
+            not fit float16, or the output is the adapter's or the base's own file.
     """
     begun = time.monotonic()
     if dtype:
@@ -64,6 +65,8 @@ def merge_lora(
     if problems:
         raise Refused(f"{held.path} does not fit the base: {'; '.join(problems[:8])}.")
     out = target(mindspore_ckpt_path)
+    if base is not None:  # of which nothing may be read, when the run's own checkpoint holds it all
+        _refuse_base(out, open_source(base))
     wanted = planned(weights, dtype)
     layout = checkpoint_layout(wanted)
     require_space(out, layout.size, f"merging into {out}")
@@ -149,6 +152,7 @@ def join_adapter(adapter: Model, mindspore_ckpt_path: PathLike, *, base: Model) 
     if problems:
         raise Refused(f"{held.path} does not fit the base: {'; '.join(problems[:8])}.")
     out = target(mindspore_ckpt_path)
+    _refuse_base(out, open_source(base))
     found = {**weights, **{tensor.name: tensor for pair in pairs.values() for tensor in pair}}
     copy(found, out, "join")
     return {"checkpoint": out, "tensors": len(found), "replaced": replaced, "lora_rank": rank}
@@ -181,6 +185,8 @@ def _alpha(path: Path, given: Optional[float]) -> float:
         raise Refused(
             f"lora_alpha is not noted beside {path}: give --lora_alpha, or --profile with the adapter's settings."
         )
+    if not 0 < float(given) < math.inf:
+        raise Refused(f"lora_alpha must be above 0, found {given}: the adapter is added times lora_alpha / rank.")
     return float(given)
 
 
@@ -201,6 +207,12 @@ def _with_base(held: Source, base: Optional[Model]) -> Tuple[Dict[str, Tensor], 
     if len(own) == len(weights):  # a run's own checkpoint: it holds the base, too
         return {**weights, **own}, []
     return {**weights, **own}, sorted(own)
+
+
+def _refuse_base(out: Path, base: Source) -> None:
+    """What is read is never replaced; nor is a base that was named although it need not be read."""
+    if out.resolve() in {part.path.resolve() for tensor in base.tensors.values() for part in tensor.parts}:
+        raise Refused(f"{out} is the base; it would be replaced. Choose another file or folder.")
 
 
 def _misfits(pairs: Dict[str, Tuple[Tensor, Tensor]], weights: Dict[str, Tensor]) -> List[str]:
