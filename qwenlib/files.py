@@ -56,7 +56,7 @@ def atomic_path(path: PathLike) -> Iterator[Path]:
                 "Nothing was half-written; free some space or choose another folder, and run it again."
             ) from error
         if ours:  # not the caller's error: the place itself is wrong
-            raise WorkFailed(f"{target} cannot be written: {error.strerror}. Choose another place.") from error
+            raise unwritable(target, error) from error
         raise
     finally:
         if part is not None:
@@ -69,18 +69,28 @@ def check_target(path: PathLike) -> Path:
 
     Raises:
         Refused: it is there and no file (root would replace even /dev/null), or a part of its path is no folder.
-        OSError: it cannot be looked at.
+        WorkFailed: it cannot be looked at.
     """
-    target = Path(os.path.realpath(path)) if Path(path).is_symlink() else Path(path)
-    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-        mode = os.stat(target).st_mode
-        if not stat.S_ISREG(mode):
-            found = "a folder" if stat.S_ISDIR(mode) else "a device or a pipe"
-            raise Refused(f"{path} is {found}; give the name of a file to write.")
-    above = next((folder for folder in target.parents if folder.exists()), None)
+    target = Path(path)
+    try:
+        if target.is_symlink():
+            target = Path(os.path.realpath(target))
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            mode = os.stat(target).st_mode
+            if not stat.S_ISREG(mode):
+                found = "a folder" if stat.S_ISDIR(mode) else "a device or a pipe"
+                raise Refused(f"{path} is {found}; give the name of a file to write.")
+        above = next((folder for folder in target.parents if folder.exists()), None)
+    except OSError as error:
+        raise unwritable(path, error) from error
     if above is not None and not above.is_dir():
         raise Refused(f"{path} cannot be written: {above} is no folder. Choose another place.")
     return target
+
+
+def unwritable(path: PathLike, error: OSError) -> WorkFailed:
+    """The sentence for a place that cannot be written to."""
+    return WorkFailed(f"{path} cannot be written: {error.strerror}. Choose another place.")
 
 
 def sync(path: PathLike) -> None:

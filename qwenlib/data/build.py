@@ -191,11 +191,12 @@ def _check(target: Path, seq_length: int, labels: str, too_long: str, overwrite:
     if not 1 <= file_partition <= 1000:
         raise Refused(f"file_partition must be between 1 and 1000, found {file_partition}.")
     mindrecord.check_name(target)
-    if target.is_dir():
-        raise Refused(f"{target} is a folder; give the name of a file to write.")
+    files.check_target(target)
     there = mindrecord.existing(target)
     if there and not overwrite:
-        raise Refused(f"{', '.join(map(str, there))} exist already. Choose another output_file, or overwrite them.")
+        raise Refused(
+            f"{', '.join(map(str, there))} exist already. Choose another output_file, or replace them: --overwrite."
+        )
 
 
 def _require_space(

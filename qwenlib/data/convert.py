@@ -16,7 +16,7 @@ from qwenlib.data import chatml
 from qwenlib.data.formats import FORMATS, detect, to_conversation
 from qwenlib.data.reader import Item, read_items
 from qwenlib.errors import Refused
-from qwenlib.files import atomic_path
+from qwenlib.files import atomic_path, check_target
 from qwenlib.progress import Progress
 
 ON_ERROR = ("stop", "skip")
@@ -168,8 +168,7 @@ def _check(source: Path, target: Path, format: str, on_error: str, special_token
     ):
         if value not in allowed:
             raise Refused(f"{name} must be {', '.join(allowed[:-1])} or {allowed[-1]}, found {value!r}.")
-    if target.is_dir():
-        raise Refused(f"{target} is a folder; give the name of a file to write.")
+    check_target(target)
     for written in (target, _side(target)):
         if source.exists() and written.exists() and os.path.samefile(source, written):
             raise Refused(f"{written} is the input itself; give another output_path.")

@@ -71,8 +71,8 @@ def test_a_full_disk_behind_stdout_is_told(tmp_path: Path, records: Path) -> Non
     assert (done.returncode, done.stderr.splitlines()[-1]) == (1, "qwenlib: failed: No space left on device.")
 
 
-def test_a_name_that_is_too_long_is_told(records: Path) -> None:
-    done = shell('data convert --data_path "$1" --output_path "$2"', records, Path("x" * 300))
+def test_what_the_system_refuses_is_told_without_a_stack(tmp_path: Path) -> None:
+    done = shell('data convert --data_path "$1" --output_path "$2"', Path("x" * 300), tmp_path / "out.jsonl")
     assert done.returncode == 1 and done.stderr == f"qwenlib: failed: {'x' * 300}: File name too long.\n"
 
 
