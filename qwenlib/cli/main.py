@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import importlib.util
-import signal
+import os
 import sys
-import threading
-from typing import Iterator
 
 import typer
 
 from qwenlib import __version__
+from qwenlib.cli import shell
 from qwenlib.errors import QwenlibError
 
 ROOMS = (
@@ -62,40 +60,25 @@ for room in ROOMS:
         importlib.import_module(f"qwenlib.cli.{room}").register(app)
 
 
-def _ended(number: int, _frame: object) -> None:
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a closed terminal says it twice
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # who asks again does not want to wait
-    with contextlib.suppress(OSError):  # the terminal may be gone
-        print(f"qwenlib: ended by {signal.Signals(number).name}.", file=sys.stderr, flush=True)
-    raise SystemExit(128 + number)
-
-
-@contextlib.contextmanager
-def _orderly() -> Iterator[None]:
-    """After SIGTERM, or when the terminal is closed, what was begun is put in order, as after Ctrl-C."""
-    numbers = (signal.SIGTERM, signal.SIGHUP) if threading.current_thread() is threading.main_thread() else ()
-    ours = [number for number in numbers if signal.getsignal(number) is signal.SIG_DFL]  # nohup ignores SIGHUP
-    for number in ours:
-        signal.signal(number, _ended)
-    try:
-        yield
-    finally:
-        for number in ours:
-            signal.signal(number, signal.SIG_DFL)
-
-
 def main() -> None:
     """Entry point of the console script."""
-    with _orderly():
+    shell.prepare()
+    with shell.orderly():
         _run()
 
 
 def _run() -> None:
     try:
-        app(standalone_mode=True)
+        try:
+            app(standalone_mode=True)
+        finally:
+            sys.stdout.flush()  # here, where a full disk can still be told
     except QwenlibError as error:
         print(f"qwenlib: {error.heading}: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
+    except BrokenPipeError:  # who read has had enough, as head has
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        sys.exit(1)
     except OSError as error:  # a disk, a permission, a place that is no folder: nothing that a traceback explains
         place = f"{error.filename}: " if error.filename else ""
         print(f"qwenlib: failed: {place}{error.strerror or error}.", file=sys.stderr)

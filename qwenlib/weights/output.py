@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Dict, Iterator, List, Sequence
 
 from qwenlib.errors import Refused, WorkFailed
-from qwenlib.files import free_bytes, sync
+from qwenlib.files import check_target, free_bytes, sync
 from qwenlib.weights.layout import Layout
 from qwenlib.weights.tensors import Extent, spans
 
@@ -34,8 +34,9 @@ class OutFile:
         """Claim the part file and write what stands between the tensors.
 
         Raises:
-            Refused: another process is writing the same file.
+            Refused: another process is writing the same file, or something else than a file stands there.
         """
+        check_target(self.path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         while True:
             self.handle = os.open(str(self.part), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)

@@ -359,6 +359,21 @@ def test_slicing_onto_its_own_source_is_refused(full: Path) -> None:
         slice_checkpoint(full, full.parent.parent, Parallel(data_parallel=2))
 
 
+def test_a_file_in_the_place_of_the_folder_is_refused(full: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(Refused, match=r"file is a file; give the name of a folder"):
+        slice_checkpoint(full, tmp_path / "file", Parallel(data_parallel=2))
+
+
+def test_a_model_of_other_sizes_is_told_in_few_words(full: Path, tmp_path: Path) -> None:
+    slice_checkpoint(full, tmp_path / "out", Parallel(data_parallel=2, model_parallel=2))
+    (tmp_path / "out" / "slice.json").unlink()
+    other = dataclasses.replace(MODEL, hidden_size=2 * MODEL.hidden_size)
+    with pytest.raises(Refused, match=r"and \d+ more\. .*give its folder: --torch_ckpt_dir") as told:
+        merge(tmp_path / "out", tmp_path / "x.ckpt", parallel=Parallel(2, 2), model=other)
+    assert len(str(told.value)) < 700
+
+
 def test_slices_of_another_plan_are_told(full: Path, tmp_path: Path) -> None:
     slice_checkpoint(full, tmp_path / "out", Parallel(data_parallel=2, model_parallel=2))
     with pytest.raises(Refused, match=r"rank_0: .* the plan says .*Were they cut by another plan"):
