@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from pathlib import Path
 from typing import Any, Dict, List, Optional
 
@@ -52,7 +51,7 @@ def evaluate(
     target = output_file or folder / infer.EVAL
     files.make_folder(target.parent)  # before the models are asked, not after
     with (
-        tempfile.TemporaryDirectory(prefix="qwenlib-eval-") as place,
+        models.scratch("qwenlib-eval-") as place,
         infer.Models.of_run(folder, folder=place, profile=profile, settings=setting or []) as found,
     ):
         table = infer.compare(found, asked, **settings) if asked else None
