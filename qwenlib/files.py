@@ -64,10 +64,10 @@ def atomic_path(path: PathLike) -> Iterator[Path]:
 
 
 def make_folder(path: PathLike) -> Path:
-    """The folder ``path``, made with its parents when it is not there.
+    """The folder ``path``, made with its parents when it is not there; files can be made in it.
 
     Raises:
-        Refused: it cannot be made: a file of that name, a read-only disk, no permission, a name that is too long.
+        Refused: it cannot be made or written to: a file of that name, a read-only disk, no permission, a long name.
     """
     folder = Path(path)
     try:
@@ -75,6 +75,8 @@ def make_folder(path: PathLike) -> Path:
     except OSError as error:
         why = "there is a file of that name" if isinstance(error, FileExistsError) else error.strerror
         raise Refused(f"the folder {folder} cannot be made: {why}. Choose another one.") from None
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise Refused(f"the folder {folder} cannot be written to: no permission, or the disk is read-only.")
     return folder
 
 

@@ -6,7 +6,6 @@ import contextlib
 import shlex
 import signal
 import sys
-import tempfile
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -77,7 +76,7 @@ def chat(
     )
     found = {name: replace(item, rank_table=rank_table) for name, item in found.items()}
     with (
-        tempfile.TemporaryDirectory(prefix="qwenlib-chat-") as folder,
+        models.scratch("qwenlib-chat-") as folder,
         contextlib.ExitStack() as last,  # a closed terminal is the end of the input and a signal, which may strike
         contextlib.ExitStack() as stack,  # as this one begins to close
     ):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from pathlib import Path
 from typing import Any, Dict, List, Optional
 
@@ -37,7 +36,7 @@ def evaluate(
 
     Example: qwenlib eval --run_dir runs/smoke --prompts 24
     """
-    from qwenlib import infer, workspace
+    from qwenlib import files, infer, workspace
 
     if prompts < 0:
         raise Refused(f"--prompts must be at least 0, found {prompts}.")
@@ -50,8 +49,9 @@ def evaluate(
     if unseen is None and not asked:
         raise Refused(f"03_data of {folder} held nothing out; give --held_out FILE, or ask --prompts.")
     target = output_file or folder / infer.EVAL
+    files.make_folder(target.parent)  # before the models are asked, not after
     with (
-        tempfile.TemporaryDirectory(prefix="qwenlib-eval-") as place,
+        models.scratch("qwenlib-eval-") as place,
         infer.Models.of_run(folder, folder=place, profile=profile, settings=setting or []) as found,
     ):
         table = infer.compare(found, asked, **settings) if asked else None

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import shutil
+import tempfile
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Dict, List, Optional
+from typing import TYPE_CHECKING, Any, Dict, Iterator, List, Optional
 
 import typer
 
-from qwenlib.errors import Refused
+from qwenlib.errors import Refused, WorkFailed
 
 if TYPE_CHECKING:
     from qwenlib.infer.choose import Choice
@@ -85,6 +88,21 @@ def wanted(found: Dict[str, Choice], chat: Optional[bool], rank_table: Optional[
     """The model that is meant, as ChatML or raw when the command says so, on the cards of ``rank_table``."""
     choice = replace(list(found.values())[-1], rank_table=rank_table)
     return choice if chat is None else replace(choice, raw=not chat)
+
+
+@contextlib.contextmanager
+def scratch(prefix: str) -> Iterator[str]:
+    """A temporary folder, which stays when what failed names a log in there."""
+    folder = tempfile.mkdtemp(prefix=prefix)
+    keep = False
+    try:
+        yield folder
+    except WorkFailed as error:
+        keep = folder in str(error)
+        raise
+    finally:
+        if not keep:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def answering(**given: Any) -> Dict[str, Any]:

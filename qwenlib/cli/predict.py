@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any, Dict, List, Optional
 
@@ -79,7 +78,7 @@ def predict(
     )
     choice = models.wanted(found, chat, rank_table)
     words = models.system_message(system)
-    with tempfile.TemporaryDirectory(prefix="qwenlib-predict-") as folder:
+    with models.scratch("qwenlib-predict-") as folder:
         if dry_run:
             typer.echo(choice.plan(folder).describe())
         elif input_file is not None and output_file is not None:

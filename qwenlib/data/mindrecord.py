@@ -287,7 +287,7 @@ def read_rows(path: Union[str, Path]) -> Generator[Row, None, None]:
     try:
         reader = FileReader(names, num_consumer=1)  # a list: one name alone would bring its siblings along
     except RuntimeError as error:
-        raise Refused(f"MindSpore cannot open {path}: {_sentence(error)}") from None
+        raise Refused(f"MindSpore cannot open {path}: {_sentence(error)} {_AGAIN}") from None
     try:
         for found in reader.get_next():
             missing = [name for name in COLUMNS if name not in found]
@@ -320,7 +320,7 @@ def row_at(path: Union[str, Path], index: int) -> Row:
         ).create_dict_iterator(num_epochs=1, output_numpy=True)
         row = next(iter(found))
     except RuntimeError as error:
-        raise Refused(f"MindSpore cannot open {path}: {_sentence(error)}") from None
+        raise Refused(f"MindSpore cannot open {path}: {_sentence(error)} {_AGAIN}") from None
     return {name: numpy.asarray(row[name], dtype=numpy.int32) for name in COLUMNS}
 
 
@@ -374,8 +374,12 @@ def _file_system(folder: Path) -> str:
     return name or "of unknown type"
 
 
+_AGAIN = "If the file was cut off while being written or copied, build or copy it again."
+
+
 def _sentence(error: BaseException) -> str:
-    """The first line of MindSpore's message that says something."""
-    lines = [line.strip("- \t") for line in str(error).splitlines()]
+    """The first line of MindSpore's message that says something: what stands below its own heading, if there is one."""
+    text = str(error).rpartition("- Dataset Pipeline Error Message:")[2]
+    lines = [line.strip("- \t") for line in text.splitlines()]
     telling = [line for line in lines if line and "Dataset Pipeline Error Message" not in line]
     return telling[0] if telling else type(error).__name__

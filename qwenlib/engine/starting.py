@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 from pathlib import Path
-from typing import Union
+from typing import Sequence, Union
 
 from qwenlib import launch
 from qwenlib.engine import resume as resuming
@@ -13,6 +13,7 @@ from qwenlib.errors import Refused
 from qwenlib.launch.plan import with_port
 from qwenlib.profile import Profile, Task
 from qwenlib.ranktable.parse import load
+from qwenlib.weights.ckpt_read import read_table
 
 CHECKPOINTS = ("checkpoint", "checkpoint_network")
 
@@ -24,11 +25,14 @@ def start(
     run_dir: Path,
     resume: Union[str, Path] = resuming.NEVER,
     detach: bool = False,
+    weights: Sequence[Path] = (),
 ) -> launch.Run:
     """Start ``plan``; nothing of a run that is still going on in ``run_dir`` is touched.
 
+    ``weights``: the files that it begins with; their tables of contents are read before the ranks load them.
+
     Raises:
-        Refused: a run is going on, the data does not fill a step, or nothing is left to train.
+        Refused: a run is going on, the data does not fill a step, nothing is left to train, or ``weights`` are cut off.
         WorkFailed: the ranks could not be started.
     """
     launch.check_free(plan.folder)
@@ -49,6 +53,8 @@ def start(
     if str(resume) == resuming.AUTO:
         print(resuming.passed_over(run_dir, plan.rank_ids, saved), end="", file=sys.stderr, flush=True)
     plan = with_port(plan)  # refused, if it is, before the last checkpoints are moved
+    for path in weights:
+        read_table(path)  # refused, if it is cut off, before each rank finds that out
     if saved is None:
         set_aside(run_dir / "output", plan)
     metrics = plan.folder / "metrics.jsonl"

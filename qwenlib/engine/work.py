@@ -175,7 +175,9 @@ def begin(
     run_dir = Path(run_dir).absolute()
     starting.refuse_in_use(run_dir, Path(job["load_checkpoint"]), resume)
     plan = training_plan(profile, task_name, train_dataset=train_dataset, run_dir=run_dir, resume=resume, **job)
-    return starting.start(plan, profile.task(task_name), train_dataset, run_dir, resume, detach), plan
+    task = profile.task(task_name)
+    weights = initial.find(profile, task, job["load_checkpoint"], plan.rank_ids).files
+    return starting.start(plan, task, train_dataset, run_dir, resume, detach, weights), plan
 
 
 def outcome(run_dir: Union[str, Path]) -> Dict[str, Any]:

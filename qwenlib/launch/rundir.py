@@ -46,7 +46,7 @@ def find_launch(run_dir: Union[str, Path]) -> Path:
     if (folder / STATE_FILE).is_file():
         if not whole(read_status(folder)):
             raise Refused(
-                f"{folder / STATE_FILE} is damaged, or no state of a launch: what runs there cannot be told from it. "
+                f"{folder / STATE_FILE} cannot be read, is damaged, or is no state of a launch. "
                 f"The logs, if there are any: {folder}/rank_N/{failure.LOG_FILE}"
             )
         return folder

@@ -188,12 +188,17 @@ def _ensure_gone(process: Any) -> None:
         process.wait(timeout=10)
 
 
+_ALWAYS = "Kernel is running over TCP without encryption"
+"""Said by every kernel since ipykernel 7."""
+
+
 def _tail(path: Path, lines: int = 3) -> str:
     """The last lines that the kernel's process itself printed (a segmentation fault's report, say)."""
     with contextlib.suppress(OSError):
-        text = path.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-lines:]
-        if text:
-            return " It printed last: " + " / ".join(line.strip() for line in text)
+        text = path.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        said = [line.strip() for line in text if _ALWAYS not in line][-lines:]
+        if said:
+            return " It printed last: " + " / ".join(said)
     return ""
 
 

@@ -166,3 +166,17 @@ def test_the_histogram_says_what_is_cut_and_what_is_real() -> None:
     assert "25.0 % cut, 75.0 % of the places in rows are real" in figure.axes[0].get_title()
     assert sum(patch.get_height() for patch in figure.axes[0].patches) == 4
     assert preview.png(figure).startswith(b"\x89PNG")
+
+
+def test_what_mindspore_says_below_its_headings_is_told():
+    from qwenlib.data.mindrecord import _sentence
+
+    rule = "\n------\n"
+    said = (
+        f"Exception thrown from dataset pipeline. Refer to 'Dataset Pipeline Error Message'. \n{rule}"
+        f"- Framework Unexpected Exception Raised: {rule}This exception is caused by framework's unexpected error.\n"
+        f"{rule}- Dataset Pipeline Error Message: {rule}[ERROR] [Internal ERROR] Failed to read file.\n"
+        f"{rule}- C++ Call Stack: (For framework developers) {rule}shard_reader.cc(511).\n"
+    )
+    assert _sentence(RuntimeError(said)) == "[ERROR] [Internal ERROR] Failed to read file."
+    assert _sentence(RuntimeError("plain")) == "plain" and _sentence(RuntimeError("")) == "RuntimeError"

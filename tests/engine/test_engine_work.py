@@ -361,3 +361,15 @@ def test_a_dry_run_leaves_the_last_training_as_it_is(given: Dict[str, Any]) -> N
         "result.json": "{}",
         "job.json": "{}",
     }
+
+
+@pytest.mark.parametrize(("content", "said"), [(b"\0" * 100, "not a whole MindSpore checkpoint"), (b"", "no tensor")])
+def test_weights_that_are_cut_off_are_refused_and_the_last_training_stays(
+    given: Dict[str, Any], content: bytes, said: str
+) -> None:
+    output = given["run_dir"] / "output"
+    output.mkdir(parents=True)
+    (given["load_checkpoint"] / "rank_0" / "qwen1_5.ckpt").write_bytes(content)
+    with pytest.raises(Refused, match=said):
+        work.finetune(profiles.load("smoke"), "lora", **given)
+    assert output.is_dir() and not (given["run_dir"] / "launch.json").exists()

@@ -241,3 +241,17 @@ def test_space_is_asked_of_the_disk_that_will_hold_the_file(small_disk: Path) ->
 def test_more_space_than_any_disk_has_is_refused(tmp_path: Path) -> None:
     with pytest.raises(Refused, match="needs"):
         files.require_space(tmp_path / "x", 2**70, "it")
+
+
+def test_a_folder_is_made_or_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert files.make_folder(tmp_path / "a" / "b").is_dir() and files.make_folder(tmp_path / "a").is_dir()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(Refused, match=r"file cannot be made: there is a file of that name"):
+        files.make_folder(tmp_path / "file")
+    with pytest.raises(Refused, match=r"file/x cannot be made: Not a directory"):
+        files.make_folder(tmp_path / "file" / "x")
+    with pytest.raises(Refused, match=r"cannot be made: File name too long"):
+        files.make_folder(tmp_path / ("x" * 300))
+    monkeypatch.setattr(files.os, "access", lambda *_: False)  # root may write everywhere
+    with pytest.raises(Refused, match=r"a cannot be written to: no permission, or the disk is read-only"):
+        files.make_folder(tmp_path / "a")

@@ -12,10 +12,11 @@ import pytest
 from typer.testing import CliRunner
 
 from qwenlib import profile as profiles
+from qwenlib.cli import model
 from qwenlib.cli.main import app
 from qwenlib.engine import render
 from qwenlib.engine.job import Job
-from qwenlib.errors import Refused
+from qwenlib.errors import Refused, WorkFailed
 from qwenlib.infer import choose
 
 SIZES = {"hidden_size": 64, "num_layers": 1, "num_heads": 4, "vocab_size": 300, "intermediate_size": 128}
@@ -181,3 +182,14 @@ def test_a_command_that_cannot_be_meant_is_refused_before_anything_is_loaded(
 def test_what_cannot_be_asked_is_refused(command: list, said: str) -> None:
     result = CliRunner().invoke(app, command)
     assert isinstance(result.exception, Refused) and said in str(result.exception)
+
+
+def test_a_log_that_a_failure_names_is_there_to_be_read() -> None:
+    with pytest.raises(WorkFailed), model.scratch("qwenlib-test-") as folder:
+        raise WorkFailed(f"Its log: {folder}/rank_0/rank.log")
+    assert Path(folder).is_dir()
+    shutil.rmtree(folder)
+    for error in (WorkFailed("the disk is full"), Refused("no"), KeyboardInterrupt(), SystemExit(129)):
+        with pytest.raises(type(error)), model.scratch("qwenlib-test-") as folder:
+            raise error
+        assert not Path(folder).exists()

@@ -241,7 +241,7 @@ def test_a_damaged_state_is_told_in_a_sentence(tmp_path, command, content):
     (tmp_path / "launch.json").write_text(content)
     done = cli(command, tmp_path)
     assert done.returncode == 2 and not done.stdout
-    assert "launch.json is damaged" in done.stderr and done.stderr.count("\n") == 1
+    assert "launch.json cannot be read, is damaged" in done.stderr and done.stderr.count("\n") == 1
 
 
 def test_the_commands_that_are_told_can_be_pasted(stub, tmp_path):

@@ -124,3 +124,14 @@ def test_runner_that_is_at_work_keeps_others_out_and_a_dead_one_does_not(done: D
     path.write_text(json.dumps({**lock.identity(), "create_time": 1.0, "token": "t"}))
     assert again(done)["state"] == "done"
     assert not path.exists()
+
+
+def test_what_every_kernel_prints_is_not_taken_for_its_last_words(tmp_path):
+    from qwenlib.workbook import execute
+
+    log = tmp_path / "kernel.log"
+    always = "[IPKernelApp] WARNING | Kernel is running over TCP without encryption. All communication …\n"
+    log.write_text(always)
+    assert execute._tail(log) == ""
+    log.write_text(always + "Fatal Python error: Segmentation fault\n")
+    assert execute._tail(log) == " It printed last: Fatal Python error: Segmentation fault"
