@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import sys
+import threading
 from typing import Any, List, Sequence
 
 _HOME = re.compile(r"((?:--?[\w-]+=)?(?:[\w.]+=)?)(~(?:/.*)?)", re.DOTALL)
@@ -17,6 +18,8 @@ def prepare() -> None:
     """Make the process one that needs no care: before anything is opened or started."""
     open_standard_files()
     sys.argv[1:] = expand_home(sys.argv[1:])
+    if threading.current_thread() is not threading.main_thread():
+        return  # called from a program: its signals are its own
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) == signal.SIG_DFL:  # nohup's SIGHUP stays ignored
             signal.signal(number, _end)
