@@ -45,7 +45,7 @@ def read_items(path: Path, on_broken: Optional[OnBroken] = None) -> Iterator[Ite
         Refused: no such file, nothing in it, not UTF-8, or not JSON (line and column).
     """
     if not path.is_file():
-        found = "a folder" if path.is_dir() else "nothing"
+        found = "a folder" if path.is_dir() else "a pipe or a device" if path.exists() else "nothing"
         raise Refused(f"there is no data file {path} (found {found}). Give a JSON array or JSON Lines file.")
     with open(path, "rb") as stream:
         text = _Text(path, stream)

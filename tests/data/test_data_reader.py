@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 from pathlib import Path
 from typing import Any, Dict, List
 
@@ -121,6 +122,8 @@ def test_another_encoding_is_named_with_what_to_do(tmp_path: Path, content: byte
 def test_a_missing_file_and_a_folder_are_told_apart(tmp_path: Path) -> None:
     assert "found nothing" in refusal(tmp_path / "none.json")
     assert "found a folder" in refusal(tmp_path)
+    os.mkfifo(tmp_path / "pipe")
+    assert "found a pipe or a device" in refusal(tmp_path / "pipe")
 
 
 text = st.text(st.characters(exclude_categories=("Cs",)), max_size=20)
