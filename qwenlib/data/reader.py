@@ -164,7 +164,9 @@ def _value(text: _Text) -> Any:
             if len(text.buffer) - text.at < LARGEST and text.fill(size):
                 size *= 2
                 continue
-            raise text.refuse(error.msg, error.pos) from None
+            long = len(text.buffer) - text.at >= LARGEST
+            advice = f"A record of more than {LARGEST:,} characters is not read on; is a quote missing?" if long else ""
+            raise text.refuse(error.msg, error.pos, advice) from None
         except (RecursionError, ValueError) as error:
             raise text.refuse(_reason(error), text.at) from None
         if end == len(text.buffer) and text.fill(size):
@@ -179,7 +181,7 @@ def _lines(text: _Text, on_broken: Optional[OnBroken]) -> Iterator[Item]:
         end = text.buffer.find("\n", text.at)
         if end < 0:
             if len(text.buffer) - text.at > LARGEST:
-                raise text.refuse(f"a line of more than {LARGEST} characters", text.at)
+                raise text.refuse(f"a line of more than {LARGEST:,} characters", text.at)
             if text.fill():
                 continue
             end = len(text.buffer)

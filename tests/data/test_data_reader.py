@@ -193,3 +193,13 @@ def test_a_large_array_is_read_in_little_memory(tmp_path: Path) -> None:
     finally:
         tracemalloc.stop()
     assert peak < path.stat().st_size / 2
+
+
+def test_a_record_without_an_end_is_told_with_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reader, "LARGEST", 100)
+    monkeypatch.setattr(reader._Text.fill, "__defaults__", (10,))
+    monkeypatch.setattr(reader, "BLOCK", 10)
+    told = "A record of more than 100 characters is not read on; is a quote missing?"
+    assert told in refusal(write(tmp_path, '[{"instruction": "a", "output": "' + "b " * 200))
+    assert told not in refusal(write(tmp_path, '[{"instruction": "a", "output": "b'))
+    assert "a line of more than 100 characters" in refusal(write(tmp_path, '{"instruction": "' + "b " * 200))
