@@ -1,7 +1,8 @@
 """Build the training data of 52,002 alpaca-like records with Qwen1.5's real vocabulary: upstream's way and ours.
 
 python benchmarks/data.py [--repeat 3] [--records 52002]
-python benchmarks/data.py --large 500000        (peak memory of convert and build alone, on so many records)
+python benchmarks/data.py --large 500000        (peak memory of convert and build alone, on so many records
+                                                and on one very long one)
 
 Upstream's way is a plain re-statement of qwen1_5_preprocess.py (MindFormers r1.0.a): the slow tokenizer, the whole set
 in memory, one row at a time. Every contender is a process of its own, imports included; a round runs each of them once,
@@ -143,6 +144,8 @@ def converting(folder: Path) -> Dict[str, Any]:
 CONTENDERS = {work.__name__: work for work in (upstream, padded, packed, bare, tokenizing)}
 WORKERS = {**CONTENDERS, "converting": converting}
 LARGEST_MIB = 1024
+LONG = 10_000_000
+"""Characters of the one conversation that --large builds at the end."""
 
 
 def run(name: str, folder: Path) -> Dict[str, Any]:
@@ -213,7 +216,8 @@ def main() -> None:
 
 
 def large(records: int, folder: Path) -> int:
-    """Print the peak memory of each command on ``records`` records, all different; returns how many exceed 1 GiB."""
+    """Print the peak memory of each command on ``records`` records, all different, and on one conversation of
+    :data:`LONG` characters; returns how many exceed 1 GiB."""
     base = make_records(min(records, 50_000))
     with open(folder / "alpaca.json", "w", encoding="utf-8") as stream:
         for place in range(records):
@@ -226,6 +230,14 @@ def large(records: int, folder: Path) -> int:
         found = run(name, folder)
         exceeding += found["peak_mib"] > LARGEST_MIB
         print(f"| {name} | {found['rows']:,} | {found['seconds']:.0f} | {found['peak_mib']:.0f} |", flush=True)
+    text = "\n".join(record["output"] for record in base)
+    text = (text * (LONG // len(text) + 1))[:LONG]
+    talk = {"messages": [{"role": "user", "content": "Go on."}, {"role": "assistant", "content": text}]}
+    (folder / "messages.jsonl").write_text(json.dumps(talk) + "\n", encoding="utf-8")
+    for name in ("packed", "padded"):
+        found = run(name, folder)
+        exceeding += found["peak_mib"] > LARGEST_MIB
+        print(f"| {name}, {LONG:,} characters | 1 | {found['seconds']:.0f} | {found['peak_mib']:.0f} |", flush=True)
     return exceeding
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 from pathlib import Path
 from typing import Any, Dict, List, Set, Union
 
 from qwenlib.data.chatml import Message, read_messages
 from qwenlib.errors import Refused
-from qwenlib.files import atomic_path
+from qwenlib.files import atomic_path, check_target
 
 
 def hold_out(messages_file: Union[str, Path], held_out_file: Union[str, Path], count: int) -> Dict[str, Any]:
@@ -23,11 +24,15 @@ def hold_out(messages_file: Union[str, Path], held_out_file: Union[str, Path], c
         ``{"train", "held_out"}``: conversations on either side.
 
     Raises:
-        Refused: ``count`` is below 0 or would leave fewer to train on than to measure with; the file is malformed.
+        Refused: ``count`` is below 0 or would leave fewer to train on than to measure with; the file is malformed;
+            both are the same file.
     """
     source, target = Path(messages_file), Path(held_out_file)
     if count < 0:
         raise Refused(f"hold_out must be at least 0, found {count}.")
+    if source.exists() and target.exists() and os.path.samefile(source, target):
+        raise Refused(f"{target} is the messages file itself; give another file for what is held out.")
+    check_target(target)
     marks = [_question(messages) for messages in read_messages(source)]
     if count == 0:
         target.unlink(missing_ok=True)

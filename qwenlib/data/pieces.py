@@ -46,9 +46,10 @@ def check_pieces(text: str, where: str) -> None:
     for piece in pieces(text):
         if len(piece) > LONGEST:
             raise Refused(
-                f"{where} holds {len(piece):,} characters, from number {at:,} on ({piece[:20]!r}), without a space, "
-                f"digit, line break or punctuation between words; more than {LONGEST:,} cannot be tokenized in bounded "
-                "memory. Break them up, or leave the record out."
+                f"{where} holds {len(piece):,} characters, from number {at:,} on ({piece[:20]!r}), between which it "
+                "cannot be cut (that is behind a digit, between a word and a space or a mark, before the first word of "
+                f"a line); more than {LONGEST:,} cannot be tokenized in bounded memory. Break them up, or leave the "
+                "record out."
             )
         at += len(piece)
 

@@ -45,7 +45,7 @@ def read_items(path: Path, on_broken: Optional[OnBroken] = None) -> Iterator[Ite
         Refused: no such file, nothing in it, not UTF-8, or not JSON (line and column).
     """
     if not path.is_file():
-        found = "a folder" if path.is_dir() else "nothing"
+        found = "a folder" if path.is_dir() else "a pipe or a device" if path.exists() else "nothing"
         raise Refused(f"there is no data file {path} (found {found}). Give a JSON array or JSON Lines file.")
     with open(path, "rb") as stream:
         text = _Text(path, stream)
@@ -164,7 +164,9 @@ def _value(text: _Text) -> Any:
             if len(text.buffer) - text.at < LARGEST and text.fill(size):
                 size *= 2
                 continue
-            raise text.refuse(error.msg, error.pos) from None
+            long = len(text.buffer) - text.at >= LARGEST
+            advice = f"A record of more than {LARGEST:,} characters is not read on; is a quote missing?" if long else ""
+            raise text.refuse(error.msg, error.pos, advice) from None
         except (RecursionError, ValueError) as error:
             raise text.refuse(_reason(error), text.at) from None
         if end == len(text.buffer) and text.fill(size):
@@ -179,7 +181,7 @@ def _lines(text: _Text, on_broken: Optional[OnBroken]) -> Iterator[Item]:
         end = text.buffer.find("\n", text.at)
         if end < 0:
             if len(text.buffer) - text.at > LARGEST:
-                raise text.refuse(f"a line of more than {LARGEST} characters", text.at)
+                raise text.refuse(f"a line of more than {LARGEST:,} characters", text.at)
             if text.fill():
                 continue
             end = len(text.buffer)

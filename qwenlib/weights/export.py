@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import time
@@ -16,7 +17,7 @@ from qwenlib.weights.compare import same
 from qwenlib.weights.convert import refuse_overflow
 from qwenlib.weights.hf import INDEX, SINGLE, read_folder
 from qwenlib.weights.kinds import FLOATS
-from qwenlib.weights.layout import Planned, safetensors_layout
+from qwenlib.weights.layout import MADE_BY, Planned, safetensors_layout
 from qwenlib.weights.names import entries
 from qwenlib.weights.output import written
 from qwenlib.weights.slicing import is_weight
@@ -201,7 +202,23 @@ def _check_folder(folder: Path, names: List[str], read: Sequence[Optional[Path]]
     if not folder.is_dir():
         raise Refused(f"{folder} is a file; give a folder to export into.")
     others = sorted(
-        item.name for pattern in ("*.safetensors", "*.bin") for item in folder.glob(pattern) if item.name not in names
+        item.name
+        for pattern in ("*.safetensors", "*.bin")
+        for item in folder.glob(pattern)
+        if item.name not in names or not _exported(item)
     )
     if others:
         raise Refused(f"{folder} holds another model ({', '.join(others[:4])}). Choose another folder.")
+
+
+def _exported(path: Path) -> bool:
+    """Whether an earlier export wrote the file: its header says so."""
+    with open(path, "rb") as stream:
+        size = int.from_bytes(stream.read(8), "little")
+        if size > path.stat().st_size:
+            return False
+        try:
+            notes = json.loads(stream.read(size))["__metadata__"]
+            return bool(notes["made_by"] == MADE_BY)
+        except (ValueError, KeyError, TypeError):
+            return False

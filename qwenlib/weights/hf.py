@@ -58,7 +58,12 @@ def read_folder(folder: Union[str, Path]) -> Folder:
     """
     folder = Path(folder).expanduser()
     if not folder.is_dir():
-        raise Refused(f"there is no weights folder {folder}. Give the folder that holds config.json.")
+        if folder.is_file():
+            raise Refused(f"{folder} is a file; give the whole folder of the model, here {folder.absolute().parent}.")
+        raise Refused(
+            f"there is no weights folder {folder}. Give the folder that holds config.json; a model's name on the Hub "
+            "is not downloaded."
+        )
     config = read_config(folder)
     sizes = read_sizes(folder, config)
     where, tensors = _locate(folder)

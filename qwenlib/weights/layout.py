@@ -56,9 +56,13 @@ def checkpoint_layout(tensors: Sequence[Planned]) -> Layout:
     return Layout(heads, places, offset)
 
 
+MADE_BY = "qwenlib"
+"""In the header of what we export, so that it may be replaced, and a downloaded model may not."""
+
+
 def safetensors_layout(tensors: Sequence[Planned]) -> Layout:
     """A .safetensors file: 8 bytes of length, a JSON table padded to 8 bytes, the tensors."""
-    table: Dict[str, object] = {"__metadata__": {"format": "pt"}}
+    table: Dict[str, object] = {"__metadata__": {"format": "pt", "made_by": MADE_BY}}
     offset, begins = 0, {}
     for tensor in tensors:
         begins[tensor.name] = offset

@@ -85,3 +85,18 @@ def test_what_cannot_be_held_out_is_refused_and_nothing_is_written(tmp_path: Pat
     with pytest.raises(Refused, match=said):
         data.hold_out(messages, tmp_path / "held.jsonl", count)
     assert messages.read_bytes() == before and not (tmp_path / "held.jsonl").exists()
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_the_messages_themselves_are_no_place_for_what_is_held_out(tmp_path: Path, count: int) -> None:
+    messages = write(tmp_path / "m.jsonl", [talk(f"q{number}") for number in range(4)])
+    before = messages.read_bytes()
+    (tmp_path / "link.jsonl").symlink_to(messages)
+    for target, said in (
+        (messages, "is the messages file itself"),
+        (tmp_path / "link.jsonl", "itself"),
+        (tmp_path, "a folder"),
+    ):
+        with pytest.raises(Refused, match=said):
+            data.hold_out(messages, target, count)
+    assert messages.read_bytes() == before and (tmp_path / "link.jsonl").is_symlink()

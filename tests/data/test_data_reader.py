@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 from pathlib import Path
 from typing import Any, Dict, List
 
@@ -121,6 +122,8 @@ def test_another_encoding_is_named_with_what_to_do(tmp_path: Path, content: byte
 def test_a_missing_file_and_a_folder_are_told_apart(tmp_path: Path) -> None:
     assert "found nothing" in refusal(tmp_path / "none.json")
     assert "found a folder" in refusal(tmp_path)
+    os.mkfifo(tmp_path / "pipe")
+    assert "found a pipe or a device" in refusal(tmp_path / "pipe")
 
 
 text = st.text(st.characters(exclude_categories=("Cs",)), max_size=20)
@@ -190,3 +193,13 @@ def test_a_large_array_is_read_in_little_memory(tmp_path: Path) -> None:
     finally:
         tracemalloc.stop()
     assert peak < path.stat().st_size / 2
+
+
+def test_a_record_without_an_end_is_told_with_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reader, "LARGEST", 100)
+    monkeypatch.setattr(reader._Text.fill, "__defaults__", (10,))
+    monkeypatch.setattr(reader, "BLOCK", 10)
+    told = "A record of more than 100 characters is not read on; is a quote missing?"
+    assert told in refusal(write(tmp_path, '[{"instruction": "a", "output": "' + "b " * 200))
+    assert told not in refusal(write(tmp_path, '[{"instruction": "a", "output": "b'))
+    assert "a line of more than 100 characters" in refusal(write(tmp_path, '{"instruction": "' + "b " * 200))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import json
 import os
 import signal
@@ -104,3 +105,14 @@ def test_nohup_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
         [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True
     )
     assert done.stdout == b"True\n"
+
+
+def test_a_thread_may_call_the_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    from qwenlib.cli.main import main
+
+    monkeypatch.setattr(sys, "argv", ["qwenlib", "--version"])
+    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)]
+    with concurrent.futures.ThreadPoolExecutor(1) as pool, pytest.raises(SystemExit) as end:
+        pool.submit(main).result()
+    assert not end.value.code and capsys.readouterr().out.startswith("qwenlib ")
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)] == before

@@ -128,6 +128,17 @@ def test_the_tokenizer_comes_along_from_a_folder_below_home(
     assert (tmp_path / "back" / "vocab.json").read_text() == "{}"
 
 
+def test_an_original_is_never_replaced_an_earlier_export_is(tmp_path: Path) -> None:
+    original = make_folder(tmp_path / "original")
+    before = {path: path.read_bytes() for path in original.iterdir()}
+    checkpoint = convert(original, tmp_path / "x.ckpt", "float32")["checkpoint"]
+    with pytest.raises(Refused, match=r"original holds another model \(model\.safetensors\)"):
+        export(checkpoint, original, model=SMALL)
+    assert {path: path.read_bytes() for path in original.iterdir()} == before
+    for dtype in ("float32", "float16"):
+        assert export(checkpoint, tmp_path / "out", torch_ckpt_dir=original, dtype=dtype)["dtype"] == dtype
+
+
 @pytest.mark.parametrize(("text", "size"), [("5GB", 5 * 10**9), ("1.5 MiB", 1572864), ("300", 300)])
 def test_shard_sizes(text: str, size: int) -> None:
     assert shard_bytes(text) == size

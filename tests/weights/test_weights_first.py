@@ -109,6 +109,8 @@ def test_a_folder_that_is_none_is_refused(tmp_path: Path) -> None:
     with pytest.raises(Refused, match=r"there is no weights folder .*none"):
         weights.read_folder(tmp_path / "none")
     (tmp_path / "README.md").touch()
+    with pytest.raises(Refused, match=rf"README\.md is a file; give the whole folder of the model, here {tmp_path}\."):
+        weights.read_folder(tmp_path / "README.md")
     with pytest.raises(Refused, match=r"has no config.json \(it holds: README.md\)"):
         weights.read_folder(tmp_path)
 
