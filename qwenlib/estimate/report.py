@@ -100,11 +100,11 @@ def estimate(
 
 
 def text(found: Dict[str, Any], width: int = 0) -> str:
-    """An estimate in a few lines, folded at ``width`` columns (0: not at all)."""
+    """An estimate in a few lines, folded at ``width`` columns (0: not at all; the options to copy never are)."""
     lines = _lines(found)
     if width > 40:
         fold = textwrap.TextWrapper(width, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False)
-        lines = [part for line in lines for part in (fold.wrap(line) if len(line) > width else [line])]
+        lines = [part for line in lines for part in ([line] if " -s " in line else fold.wrap(line))]
     return "\n".join(lines)
 
 
