@@ -123,6 +123,7 @@ def histogram(lengths: Union[Sequence[int], numpy.ndarray], seq_length: int) -> 
     The title says which share is cut, and which share of all places in rows holds a real token.
     """
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     found = numpy.asarray(lengths)
     if not len(found):
@@ -135,6 +136,7 @@ def histogram(lengths: Union[Sequence[int], numpy.ndarray], seq_length: int) -> 
     axes.hist(found, bins=min(60, max(5, int(found.max() - found.min()) + 1)), color="#4c78a8", edgecolor="white")
     axes.axvline(width, color="#e45756", linestyle="--", label=f"row: seq_length {seq_length} + 1")
     axes.set_xlim(left=0)
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("tokens in a conversation")
     axes.set_ylabel("conversations")
     axes.set_title(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import textwrap
 from pathlib import Path
 from typing import Any, Dict, List, Tuple, Union
 
@@ -98,8 +99,16 @@ def estimate(
     }
 
 
-def text(found: Dict[str, Any]) -> str:
-    """An estimate in a few lines."""
+def text(found: Dict[str, Any], width: int = 0) -> str:
+    """An estimate in a few lines, folded at ``width`` columns (0: not at all; the options to copy never are)."""
+    lines = _lines(found)
+    if width > 40:
+        fold = textwrap.TextWrapper(width, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False)
+        lines = [part for line in lines for part in ([line] if " -s " in line else fold.wrap(line))]
+    return "\n".join(lines)
+
+
+def _lines(found: Dict[str, Any]) -> List[str]:
     told, disk = found["length"], found["disk"]
     memory = f"{_size(found['peak'])} a rank"
     speed = "no speed is known for a CPU"
@@ -123,13 +132,13 @@ def text(found: Dict[str, Any]) -> str:
         f"checkpoints: {_size(disk['weights'])} weights, {_size(disk['with_optimizer'])} to resume from",
     ]
     if found["fits"] is None:
-        return "\n".join(lines)
+        return lines
     for row in found["guide"]:
         lines.append(
             f"guide: {row['config']}, {row['cards']} cards, seq_length {row['seq_length']}: "
             f"{row['tokens_per_second_per_card']:.0f} tokens/s a card, MFU {row['mfu']:.1%}"
         )
-    return "\n".join([*lines, f"({found['mfu_counted']})", f"({found['memory_counted']})", *_plans(found)])
+    return [*lines, f"({found['mfu_counted']})", f"({found['memory_counted']})", *_plans(found)]
 
 
 _HEADS = {

@@ -127,8 +127,10 @@ class Notebook:
         )
 
     def run_all(self) -> None:
-        """Run every cell and wait for the last one."""
-        self.command("notebook:run-all-cells")
+        """Run every cell and wait for the last one (between two cells the kernel is idle, too)."""
+        late = "new Promise((_, fail) => setTimeout(() => fail(new Error('the cells run and run')), 180000))"
+        ran = "window.jupyterapp.commands.execute('notebook:run-all-cells')"
+        self.page.evaluate(f"() => Promise.race([{ran}.then(() => true), {late}])")
         self.wait_idle()
         failed = self.page.locator(".jp-OutputArea-output[data-mime-type='application/vnd.jupyter.stderr']")
         assert failed.count() == 0, failed.first.inner_text()

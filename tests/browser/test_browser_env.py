@@ -32,7 +32,7 @@ def test_the_report_and_the_topology_are_shown(open_notebook: Any, tmp_path: Pat
     assert max(map(len, report.splitlines())) <= 120 + len(str(root)), "a report as wide as a page"
     assert page.locator(".jp-OutputArea-output table tbody tr").count() == 16, "eight ranks, and their environments"
     picture = page.locator(".jp-OutputArea-output img")
-    assert picture.get_attribute("alt") == "topology: 8 ranks on 10.0.0.1"
+    assert picture.count() == 1, "the topology, drawn, not its name"
     page.wait_for_function("image => image.complete && image.naturalWidth > 800", arg=picture.element_handle())
     assert page.evaluate(
         "image => image.clientWidth <= image.closest('.jp-Cell').clientWidth", picture.element_handle()

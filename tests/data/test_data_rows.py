@@ -165,6 +165,7 @@ def test_the_histogram_says_what_is_cut_and_what_is_real() -> None:
     figure = preview.histogram([4, 10, 20, 6], seq_length=9)
     assert "25.0 % cut, 75.0 % of the places in rows are real" in figure.axes[0].get_title()
     assert sum(patch.get_height() for patch in figure.axes[0].patches) == 4
+    assert all(tick == int(tick) for tick in figure.axes[0].get_yticks()), "there is no half conversation"
     assert preview.png(figure).startswith(b"\x89PNG")
 
 

@@ -232,6 +232,10 @@ def test_text_and_figure_tell_the_parts() -> None:
     told = text(found)
     assert "stage 1" in told
     assert "1060 tokens/s a card, MFU 20" in told
+    narrow = text(found, width=120)
+    assert narrow.split() == told.split()
+    *lines, options = narrow.splitlines()
+    assert max(map(len, lines)) <= 120 and options == told.splitlines()[-1], "what is to be copied stays one line"
     figure = rooms.figure(found)
     bars = figure.axes[0].patches
     assert sum(bar.get_width() for bar in bars) == pytest.approx(sum(stage["total"] for stage in found["stages"]) / GIB)
