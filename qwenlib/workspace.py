@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
-import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -159,8 +158,3 @@ def commit() -> str:
     if head.returncode:
         return ""
     return head.stdout.strip() + ("+" if dirty.stdout.strip() else "")
-
-
-def python() -> str:
-    """The interpreter that child processes of a stage are started with."""
-    return sys.executable
