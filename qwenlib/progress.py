@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from typing import Any, Iterable, Iterator, Optional
+from typing import Any, Optional
 
 PLAIN_SECONDS = 5.0
 """Seconds between two plain lines when headless (``tqdm.auto`` stays at 0 % under papermill)."""
@@ -80,13 +80,3 @@ class Progress:
 def _number(value: float) -> str:
     """A count as it is, a measure with one place behind the point."""
     return f"{value:.0f}" if value == int(value) else f"{value:.1f}"
-
-
-def track(items: Iterable[Any], what: str, total: Optional[int] = None, unit: str = "") -> Iterator[Any]:
-    """Iterate over ``items`` under a :class:`Progress`."""
-    if total is None:
-        total = len(items) if hasattr(items, "__len__") else None  # type: ignore[arg-type]
-    with Progress(what, total, unit) as bar:
-        for item in items:
-            yield item
-            bar.advance()

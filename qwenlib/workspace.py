@@ -10,7 +10,6 @@ import os
 import platform
 import shlex
 import subprocess
-import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -160,8 +159,3 @@ def commit() -> str:
     if head.returncode:
         return ""
     return head.stdout.strip() + ("+" if dirty.stdout.strip() else "")
-
-
-def python() -> str:
-    """The interpreter that child processes of a stage are started with."""
-    return sys.executable

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 from typing import List, Optional, Tuple
 
 from qwenlib.profile import Model, Profile
+from qwenlib.weights.names import count
 
 GIB = 2**30
 SMOKE_RAM, SMOKE_DISK = 3 * GIB, 1 * GIB
@@ -13,12 +15,10 @@ SMOKE_RAM, SMOKE_DISK = 3 * GIB, 1 * GIB
 Need = Tuple[str, float]
 
 
+@functools.lru_cache(maxsize=64)
 def parameters(model: Model) -> int:
     """How many parameters the network has (7,721,324,544 for the 7B)."""
-    kv = model.hidden_size * (model.n_kv_heads or model.num_heads) // model.num_heads
-    attention = 2 * model.hidden_size**2 + 2 * model.hidden_size * kv + model.hidden_size + 2 * kv
-    layer = attention + 3 * model.hidden_size * model.intermediate_size + 2 * model.hidden_size
-    return model.num_layers * layer + 2 * model.vocab_size * model.hidden_size + model.hidden_size
+    return count(model)["parameters"]
 
 
 def local_ranks(profile: Profile, task: str) -> int:

@@ -60,6 +60,7 @@ def _goes_on(given: Inputs) -> bool:
 
 
 def ranks(profile: Profile, task: Task, given: Inputs) -> Iterator[Finding]:
+    """dp x mp x pp against the cards of the rank table; several servers that slice together need a shared folder."""
     from qwenlib import ranktable
 
     plan = task.parallel
@@ -89,6 +90,7 @@ def ranks(profile: Profile, task: Task, given: Inputs) -> Iterator[Finding]:
 
 
 def model(profile: Profile, task: Task, _given: Inputs) -> Iterator[Finding]:
+    """What the plan must divide: key/value heads, vocabulary, layers."""
     model, plan = profile.model, task.parallel
     mp, wrong = plan.model_parallel, []  # num_heads, hidden_size, intermediate_size: profile.check
     kv_heads = model.n_kv_heads or model.num_heads
@@ -111,6 +113,7 @@ def model(profile: Profile, task: Task, _given: Inputs) -> Iterator[Finding]:
 
 
 def batch(profile: Profile, task: Task, _given: Inputs) -> Iterator[Finding]:
+    """Rows of a step, and what accumulates gradients."""
     plan = task.parallel
     if plan.pipeline_stage == 1 and plan.micro_batch_num > 1:
         yield Finding(
@@ -135,6 +138,7 @@ def batch(profile: Profile, task: Task, _given: Inputs) -> Iterator[Finding]:
 
 
 def data(profile: Profile, task: Task, given: Inputs) -> Iterator[Finding]:
+    """The MindRecord against the profile: sequence length, labels, packing, token ids, whole steps of rows."""
     from qwenlib.data import count_rows, read_meta
 
     longest = profile.model.max_position_embedding
@@ -186,6 +190,7 @@ def _rows_per_step(task: Task) -> int:
 
 
 def flash_attention(profile: Profile, _task: Task, given: Inputs) -> Iterator[Finding]:
+    """acctransformer, which FlashAttention needs on a 910A."""
     if not profile.model.use_flash_attention or profile.device_target != "Ascend":
         yield Finding("FlashAttention", OK, "not used")
     elif given.has_module("acctransformer"):
@@ -197,6 +202,7 @@ def flash_attention(profile: Profile, _task: Task, given: Inputs) -> Iterator[Fi
 
 
 def platform(profile: Profile, task: Task, given: Inputs) -> Iterator[Finding]:
+    """MindFormers' ModelArts mode, and the place it saves to."""
     mode = modelarts.mindformers_mode(given.environ)
     slicing = weights.slices_at_start(task, given)
     url = profile.remote_save_url
@@ -214,6 +220,7 @@ def platform(profile: Profile, task: Task, given: Inputs) -> Iterator[Finding]:
 
 
 def sink(profile: Profile, task: Task, given: Inputs) -> Iterator[Finding]:
+    """Sink mode, which loading slices needs."""
     slices = task.parallel.model_parallel * task.parallel.pipeline_stage > 1 or weights.cut_before(task, given)
     if profile.device_target == "Ascend" and slices and not task.sink_mode:
         text = "sink_mode must be true: loading slices compiles the network first, which only sink mode does"

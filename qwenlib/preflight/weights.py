@@ -20,10 +20,12 @@ def cut_before(task: Task, given: Inputs) -> bool:
 
 
 def slices_at_start(task: Task, given: Inputs) -> bool:
+    """MindFormers cuts the checkpoint when the training starts (auto_trans_ckpt)."""
     return task.parallel.model_parallel * task.parallel.pipeline_stage > 1 and not cut_before(task, given)
 
 
 def checkpoint(profile: Profile, task: Task, given: Inputs) -> Iterator[Finding]:
+    """The checkpoint's layout against the plan; the weights' sizes against the profile's."""
     from qwenlib.weights import fit
 
     for key, value in (given.sizes or {}).items():
@@ -93,6 +95,7 @@ def _rank_folders(path: Path) -> Dict[str, int]:
 
 
 def memory(profile: Profile, task: Task, given: Inputs) -> Iterator[Finding]:
+    """Memory of a card, by the estimate, and of the host while the checkpoint is loaded."""
     from qwenlib.estimate.memory import limit_bytes, per_card
     from qwenlib.weights import fit, place
 
@@ -131,6 +134,7 @@ def _name(profile: Profile, task: Task) -> str:
 
 
 def disk(profile: Profile, task: Task, given: Inputs) -> Iterator[Finding]:
+    """Room for the checkpoints of the run."""
     from qwenlib.estimate.slices import slices
 
     if given.run_dir is None:

@@ -92,9 +92,10 @@ def resolve_layout(
     if cpu or ranks == 1:
         reason = _no_table(profile, ranks, bool(device_nodes(root)))
         scrub = sorted(name for name in SCRUB if name in environ)
-        if found.path is None or look(found.path)[0] is None:
+        missing = _missing(found.path)
+        if found.path is None or missing:
             if rank_table:
-                raise Refused(f"rank_table {rank_table}: {look(Path(str(found.path)))[1]}.")
+                raise Refused(f"rank_table {rank_table}: {missing}.")
             return Layout(reason, ranks, environments=[] if cpu else [{"DEVICE_ID": "0"}], scrub=scrub)
         report = check(found.path, None, root, own)
         reason += f" There is one at {found.path} ({found.reason}); it is shown below and not used."
@@ -116,6 +117,15 @@ def resolve_layout(
     me = who_am_i(table, environ)
     environments = rank_environments(table, me, path, device_nodes(root), environ)
     return Layout(reason, table.ranks, str(path), table, me, environments, report)
+
+
+def _missing(path: Optional[Path]) -> str:
+    """Why a table that is not needed cannot be shown ("": it can); one that cannot be read stops nobody."""
+    try:
+        document, missing, _ = look(path) if path is not None else (None, "there is none", False)
+    except Refused as error:
+        return str(error).rstrip(".")
+    return "" if document is not None else missing
 
 
 def _generated(

@@ -12,7 +12,7 @@ from typing import Any, Dict, List, Mapping, Tuple, Union
 from qwenlib.errors import Refused
 from qwenlib.ranktable.draft import ServerDraft, Walk
 from qwenlib.ranktable.model import Device, RankTable, Server, extras
-from qwenlib.ranktable.rules import FAIL, WARN, Problem, brief
+from qwenlib.ranktable.rules import FAIL, WARN, brief
 from qwenlib.ranktable.shape import shape_problems
 
 MAX_BYTES = 64 * 2**20
@@ -131,16 +131,6 @@ def foreign(document: Mapping[str, Any]) -> Tuple[str, str]:
     if any(isinstance(card, dict) and "super_device_id" in card for card in devices[:1]):
         return "server_list[0].device[0].super_device_id", super_pods
     return "", ""
-
-
-def problems_of(document: Mapping[str, Any], where: str = "rank table") -> List[Problem]:
-    """All problems of a document that can be seen without a machine.
-
-    Raises:
-        Refused: see :func:`format_of`.
-    """
-    walk = Walk(document, format_of(document, where))
-    return walk.problems + shape_problems(walk.servers)
 
 
 def parse(document: Mapping[str, Any], where: str = "rank table") -> RankTable:

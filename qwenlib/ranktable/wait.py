@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import time
@@ -50,7 +51,8 @@ def wait_for(
             if stamp != stable[0]:
                 stable = (stamp, now)
             if broken and now - stable[1] >= settle:
-                decode(read_raw(path), str(path))  # raises, with line and column
+                with contextlib.suppress(FileNotFoundError):  # the platform may just be replacing it
+                    decode(read_raw(path), str(path))  # raises, with line and column
             if now - start >= timeout:
                 raise WorkFailed(
                     f"the rank table is not ready after {timeout:g} s: {missing}. On ModelArts, see whether all nodes "

@@ -47,8 +47,8 @@ def merge_lora(
     left out, the one noted beside the adapter. ``dtype``: empty keeps the base's.
 
     Returns:
-        ``{"checkpoint", "merged", "replaced", "lora_rank", "lora_alpha", "bytes", "seconds"}``, ``merged``: how many
-        layers.
+        ``{"checkpoint", "merged", "replaced", "lora_rank", "lora_alpha", "bytes", "nonfinite", "seconds"}``,
+        ``merged``: how many layers.
 
     Raises:
         Refused: there is no adapter in it, no base, matrices that do not fit (all told), no lora_alpha, values that do

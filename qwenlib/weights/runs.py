@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from pathlib import Path
@@ -29,7 +30,10 @@ def list_checkpoints(run_dir: Union[str, Path]) -> List[Dict[str, Any]]:
     if not run_dir.is_dir():
         raise Refused(f"there is no run directory {run_dir}.")
     losses = _losses(run_dir)
-    found = [_describe(path, losses) for path in sorted(run_dir.rglob("*.ckpt")) if _is_checkpoint(path)]
+    found = []
+    for path in filter(_is_checkpoint, sorted(run_dir.rglob("*.ckpt"))):
+        with contextlib.suppress(FileNotFoundError):  # a training that goes on takes its oldest away
+            found.append(_describe(path, losses))
     if not found:
         raise Refused(f"{run_dir} holds no .ckpt file.")
     return sorted(found, key=lambda row: (row["step"] is None, row["step"] or 0, str(row["path"])))

@@ -46,7 +46,8 @@ def slice_checkpoint(
     (param_init_type), which decides what is large enough for the optimizer's cut; empty: as what is written.
 
     Returns:
-        ``{"output_dir", "ranks", "bytes", "plan", "tensors", "clamped", "nonfinite", "seconds"}``.
+        ``{"output_dir", "ranks", "of", "bytes", "tensors", "clamped", "nonfinite", "seconds"}``; ``of``: how many
+        ranks the plan has.
 
     Raises:
         Refused: sizes that cannot be cut so, ranks that the plan does not have, an older checkpoint in a rank

@@ -138,3 +138,11 @@ def test_slices_of_the_seven_b_are_those_of_the_facts() -> None:
     ]
     assert [(name, kept(lora, name), kept(full, name)) for name, _, _ in expected] == expected
     assert sum(math.prod(item.shape) for item in slices(Model(), full)) == 7_721_324_544
+
+
+def test_what_is_large_enough_for_the_optimizers_cut_is_counted_in_bytes() -> None:
+    """parallel_optimizer_threshold is 64 KB: half as many numbers of float32 as of float16."""
+    for kind, shard in (("float16", 1), ("float32", 4)):
+        model = Model(hidden_size=128, num_layers=1, num_heads=4, intermediate_size=256, param_init_type=kind)
+        found = {item.name: item.shard for item in slices(model, Parallel(4, 2))}
+        assert found["model.layers.0.feed_forward.w1.weight"] == shard

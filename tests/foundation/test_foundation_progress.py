@@ -5,12 +5,11 @@ from __future__ import annotations
 import re
 import sys
 import types
-from typing import Iterator
 
 import pytest
 
 from qwenlib import progress
-from qwenlib.progress import Progress, track
+from qwenlib.progress import Progress
 
 
 @pytest.fixture
@@ -107,13 +106,3 @@ def test_somebody_who_looks_gets_a_bar(monkeypatch: pytest.MonkeyPatch, capsys: 
     out, err = capsys.readouterr()
     assert out == ""
     assert re.search(r"convert: 100%\|.+\| 4/4", err)
-
-
-def test_track_yields_everything_and_counts(headless: None, capsys: pytest.CaptureFixture[str]) -> None:
-    assert list(track([1, 2, 3], "read", unit="files")) == [1, 2, 3]
-
-    def endless() -> Iterator[int]:
-        yield from (4, 5)
-
-    assert list(track(endless(), "read")) == [4, 5]
-    assert capsys.readouterr().err.splitlines() == ["read: 3/3 (100 %) files 0 s", "read: 2  0 s"]

@@ -129,7 +129,3 @@ def test_the_commit_is_that_of_the_code(monkeypatch: pytest.MonkeyPatch, tmp_pat
 def test_no_git_is_no_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     assert workspace.commit() == ""
-
-
-def test_child_processes_run_this_interpreter() -> None:
-    assert workspace.python() == sys.executable

@@ -1,5 +1,6 @@
 """Where the table is, and waiting for it."""
 
+import itertools
 import json
 import threading
 import time
@@ -117,6 +118,20 @@ def test_a_broken_file_is_not_waited_for(tmp_path):
     with pytest.raises(Refused, match="line 1, column 12"):
         wait_for(path, timeout=60, interval=0.02, settle=0.1)
     assert time.monotonic() - begun < 30
+
+
+def test_a_broken_file_that_is_taken_away_is_waited_for_again(tmp_path):
+    path, seconds = tmp_path / "hccl.json", itertools.count()
+    path.write_text("{ // no\n}")
+
+    def clock():
+        now = next(seconds)
+        if now == 1:
+            path.unlink()
+        return now
+
+    with pytest.raises(WorkFailed, match=r"not ready after 3 s: .*hccl\.json does not exist"):
+        wait_for(path, timeout=3, settle=0, clock=clock, sleep=lambda seconds: None)
 
 
 def test_a_ready_file_is_not_waited_for(sample_path):

@@ -1,6 +1,7 @@
 """Which server this host is, and the environment of its ranks."""
 
 import dataclasses
+import os
 
 import pytest
 
@@ -184,6 +185,16 @@ def test_a_table_that_never_comes_ends_the_wait(tmp_path):
         resolve_layout(
             profiles.load("lora_7b_910a"), tmp_path, tmp_path / "no.json", wait_seconds=0.1, environ={}, root=tmp_path
         )
+
+
+@pytest.mark.parametrize("profile", ["smoke", "infer_7b_910a"])
+def test_a_table_that_is_not_needed_and_cannot_be_read_stops_nobody(profile, tmp_path):
+    os.mkfifo(tmp_path / "hccl.json")
+    environ = {"RANK_TABLE_FILE": str(tmp_path / "hccl.json")}
+    layout = resolve_layout(profiles.load(profile), tmp_path, environ=environ, root=tmp_path)
+    assert layout.path == "" and layout.table is None and layout.scrub == ["RANK_TABLE_FILE"]
+    with pytest.raises(Refused, match=r"rank_table .*hccl\.json cannot be read: it is no ordinary file"):
+        resolve_layout(profiles.load(profile), tmp_path, tmp_path / "hccl.json", environ={}, root=tmp_path)
 
 
 def test_the_table_and_the_figure_show_every_rank(make_table, tmp_path):

@@ -238,6 +238,22 @@ def test_a_run_lists_its_checkpoints_with_step_and_loss(tmp_path: Path) -> None:
         list_checkpoints(ROOT / "docs")
 
 
+def test_a_checkpoint_that_a_training_takes_away_meanwhile_is_not_listed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("old", "new"):
+        with CheckpointWriter(tmp_path / f"{name}.ckpt") as out:
+            out.add("lm_head.weight", numpy.ones(3, numpy.float32))
+
+    def seen(path: Path) -> bool:
+        if path.name == "old.ckpt":
+            path.unlink()
+        return True
+
+    monkeypatch.setattr("qwenlib.weights.runs._is_checkpoint", seen)
+    assert [row["path"].name for row in list_checkpoints(tmp_path)] == ["new.ckpt"]
+
+
 def test_the_plot_shows_a_swap(hf: Callable[..., Path], tmp_path: Path) -> None:
     pytest.importorskip("matplotlib").use("Agg")
     values = tensors_of(SMALL)

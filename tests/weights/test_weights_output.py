@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import functools
 import os
 import random
 import shutil
@@ -11,7 +13,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Iterator
+from typing import Callable, Iterator, List, Set, Tuple
 
 import pytest
 from weights_kit import make_folder, tensors_of
@@ -43,32 +45,43 @@ def start(folder: Path, out: Path) -> subprocess.Popen:
     return begin("convert", "--torch_ckpt_dir", str(folder), "--mindspore_ckpt_path", str(out), "--dtype", "float32")
 
 
-def kill_within(process: subprocess.Popen, folder: Path, delay: float) -> None:
-    """SIGKILL ``delay`` seconds after the first file appeared below ``folder``."""
-    until = time.monotonic() + 20
-    while process.poll() is None and time.monotonic() < until:
-        if any(path.is_file() for path in folder.rglob("*")):
-            break
+def stamps(folder: Path) -> Set[Tuple[str, int]]:
+    """The files below ``folder`` and when they were written."""
+    found = set()
+    for path in folder.rglob("*"):
+        with contextlib.suppress(FileNotFoundError):  # it has just got its name
+            if path.is_file():
+                found.add((path.name, path.stat().st_mtime_ns))
+    return found
+
+
+def kill_within(begun: Callable[[], subprocess.Popen], folder: Path, delay: float) -> None:
+    """SIGKILL ``delay`` seconds after the first file was written below ``folder`` (a killed one's leftover is none)."""
+    before, process, until = stamps(folder), begun(), time.monotonic() + 60
+    while process.poll() is None and time.monotonic() < until and stamps(folder) == before:
         time.sleep(0.001)
     time.sleep(delay)
     process.kill()
     process.wait()
 
 
+def half_files(folder: Path) -> List[Path]:
+    """What a killed run left of its tensors; the next one takes it over."""
+    return [path for path in folder.rglob("*.part") if path.stem.endswith((".ckpt", ".safetensors"))]
+
+
+def delays(seed: int, number: int, most: float) -> List[float]:
+    """Seconds, the first of them 0: on a machine as fast as may be, that one interrupts."""
+    draw = random.Random(seed)
+    return [0.0, *(draw.uniform(0, most) for _ in range(number - 1))]
+
+
 def test_kill_9_at_any_instant_leaves_no_file_with_the_final_name(folder: Path, tmp_path: Path) -> None:
     whole = Path(convert(folder, tmp_path / "whole.ckpt", "float32")["checkpoint"]).read_bytes()
-    draw = random.Random(5)
     out = tmp_path / "model_dir" / "rank_0" / "qwen1_5.ckpt"
-    part = out.parent / ".qwen1_5.ckpt.part"
     interrupted = 0
-    for _ in range(6):
-        process = start(folder, tmp_path / "model_dir")
-        until = time.monotonic() + 20
-        while not part.exists() and not out.exists() and process.poll() is None and time.monotonic() < until:
-            time.sleep(0.001)
-        time.sleep(draw.uniform(0, 0.15))
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait()
+    for delay in delays(5, 6, 0.15):
+        kill_within(lambda: start(folder, tmp_path / "model_dir"), tmp_path / "model_dir", delay)
         if out.exists():
             assert out.read_bytes() == whole
             out.unlink()
@@ -78,18 +91,18 @@ def test_kill_9_at_any_instant_leaves_no_file_with_the_final_name(folder: Path, 
     assert interrupted >= 1
     convert(folder, tmp_path / "model_dir", "float32")
     assert out.read_bytes() == whole
-    assert sorted(item.name for item in out.parent.iterdir()) == ["qwen1_5.ckpt", "qwen1_5.ckpt.meta.json"]
+    assert sorted(item.name for item in out.parent.glob("[!.]*")) == ["qwen1_5.ckpt", "qwen1_5.ckpt.meta.json"]
+    assert not half_files(out.parent)
 
 
 def test_kill_9_while_slicing_leaves_whole_slices_or_none_and_no_claim(folder: Path, tmp_path: Path) -> None:
     slice_checkpoint(folder, tmp_path / "whole", PLAN)
     whole = {path.name: path.read_bytes() for path in (tmp_path / "whole").rglob("*.ckpt")}
-    draw, interrupted = random.Random(7), 0
+    interrupted = 0
     given = ("--source", str(folder), "--profile", "lora_7b_910a", "-s", "lora.parallel.data_parallel=2")
-    for number in range(5):
+    for number, delay in enumerate(delays(7, 5, 0.12)):
         out = tmp_path / str(number)
-        process = begin("slice", *given, "--output_dir", str(out))
-        kill_within(process, tmp_path / str(number), draw.uniform(0, 0.12))
+        kill_within(functools.partial(begin, "slice", *given, "--output_dir", str(out)), out, delay)
         held = {path.name: path.read_bytes() for path in out.rglob("*.ckpt")}
         assert held.items() <= whole.items(), "never half a slice under its name"
         if not (out / "slice.json").exists():
@@ -98,7 +111,7 @@ def test_kill_9_while_slicing_leaves_whole_slices_or_none_and_no_claim(folder: P
             assert set(held) == set(whole), "slice.json comes last"
         slice_checkpoint(folder, out, PLAN)
         assert {path.name: path.read_bytes() for path in out.rglob("*.ckpt")} == whole
-        assert not list(out.rglob("*.part"))
+        assert not half_files(out)
     assert interrupted >= 1
 
 
@@ -106,11 +119,10 @@ def test_kill_9_while_exporting_leaves_a_folder_that_is_no_model_and_a_second_ru
     folder: Path, tmp_path: Path
 ) -> None:
     convert(folder, tmp_path / "x.ckpt", "float32")
-    draw, interrupted, out = random.Random(11), 0, tmp_path / "hf"
+    interrupted, out = 0, tmp_path / "hf"
     given = ("--source", str(tmp_path / "x.ckpt"), "--torch_ckpt_dir", str(folder), "--max_shard_size", "20MB")
-    for _ in range(4):
-        process = begin("export", *given, "--output_dir", str(out))
-        kill_within(process, out, draw.uniform(0, 0.12))
+    for delay in delays(11, 4, 0.12):
+        kill_within(functools.partial(begin, "export", *given, "--output_dir", str(out)), out, delay)
         if (out / "config.json").exists():
             assert check(out, tmp_path / "x.ckpt")["equal"]
             shutil.rmtree(out)
@@ -120,7 +132,7 @@ def test_kill_9_while_exporting_leaves_a_folder_that_is_no_model_and_a_second_ru
                 open_source(out)
     assert interrupted >= 1
     assert begin("export", *given, "--output_dir", str(out)).wait(60) == 0
-    assert check(out, tmp_path / "x.ckpt")["equal"] and not list(out.rglob("*.part"))
+    assert check(out, tmp_path / "x.ckpt")["equal"] and not half_files(out)
 
 
 def test_the_interrupt_key_leaves_nothing(folder: Path, tmp_path: Path) -> None:
