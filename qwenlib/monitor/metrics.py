@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -76,10 +77,15 @@ class MetricsTail:
         self._half = b""
         self._steps: List[int] = []
         self._known: Optional[int] = None
+        self._pending: List[Dict[str, Any]] = []  # could not be written yet
         self._lock: Optional[IO[bytes]] = None
 
     def update(self, last: bool = False) -> List[Dict[str, Any]]:
-        """Read what is new and append it; returns the new records. ``last``: the log has ended."""
+        """Read what is new and append it; returns the new records. ``last``: the log has ended.
+
+        Raises:
+            OSError: a file could not be read or written (a full disk); nothing is lost when it is called again.
+        """
         records = [] if self._lock else self._read_written()
         if not self._lock:
             more = self._take_over()
@@ -96,9 +102,10 @@ class MetricsTail:
             steps += self.reader.feed(data)
         if last:
             steps += self.reader.close()
-        new = [self._record(step) for step in self._not_written(steps)]
-        if new:
-            append(self.metrics, new)
+        self._pending += [self._record(step) for step in self._not_written(steps)]
+        if self._pending:
+            append(self.metrics, self._pending)
+        new, self._pending = self._pending, []
         return records + new
 
     def _not_written(self, steps: List[Step]) -> List[Step]:
@@ -181,13 +188,22 @@ def count_lines(path: Path) -> Tuple[int, int]:
 
 
 def append(path: Path, records: List[Dict[str, Any]]) -> None:
-    """Append whole lines by one ``write``, so that a reader sees all of a line or (at the very end) none."""
+    """Append whole lines by one ``write``, so that a reader sees all of a line or (at the very end) none.
+
+    Raises:
+        OSError: they could not be written; the file is as it was.
+    """
     text = "".join(json.dumps(record, allow_nan=False) + "\n" for record in records)
     handle = os.open(str(path), os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
     try:
-        data = text.encode("utf-8")
-        while data:
-            data = data[os.write(handle, data) :]
+        data, size = text.encode("utf-8"), os.fstat(handle).st_size
+        try:
+            while data:
+                data = data[os.write(handle, data) :]
+        except OSError:
+            with contextlib.suppress(OSError):
+                os.ftruncate(handle, size)
+            raise
     finally:
         os.close(handle)
 

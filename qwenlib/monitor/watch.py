@@ -96,11 +96,22 @@ def _follow(
     plot = LivePlot(run.run_dir, facts.title, facts.total_steps, seconds, log, button=True)
     panel = _Panel(plot)
     seen: Dict[str, Any] = status
+    told: List[str] = []
+
+    def news(last: bool = False) -> List[Dict[str, Any]]:
+        """A disk that is full for a while must not end a training for its curve."""
+        try:
+            return tail.update(last)
+        except OSError as error:
+            if not told:
+                told.append(str(error))
+                print(f"{metrics} cannot be kept up: {error}. The training goes on.", file=sys.stderr, flush=True)
+            return []
 
     def tick(now: Dict[str, Any]) -> None:
         seen.clear()
         seen.update(now)
-        take(tail.update(), now)
+        take(news(), now)
         if plot.stop_asked.is_set():
             plot.stop_asked.clear()
             run.stop()
@@ -115,7 +126,7 @@ def _follow(
     except WorkFailed as error:
         raise WorkFailed(explained(str(error), run.run_dir, seen)) from None
     finally:
-        take(tail.update(last=True), seen)
+        take(news(last=True), seen)
         panel.finish(seen)
         tail.close()
         if writer is not None:

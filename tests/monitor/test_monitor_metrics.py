@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import resource
 
 import pytest
 
@@ -38,6 +39,21 @@ def test_steps_go_from_the_log_to_the_table(tmp_path):
     assert row["tokens_per_second"] == 4 * 128 * 2 and row["real_tokens_per_second"] == 4 * 128
     for line in (tmp_path / "metrics.jsonl").read_text().splitlines():
         json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+
+
+def test_what_could_not_be_written_is_written_later_and_never_half(tmp_path):
+    (tmp_path / "log").write_bytes(b"".join(lines(step) for step in range(1, 5)))
+    tail = MetricsTail(tmp_path / "log", tmp_path / "metrics.jsonl", 128, 1)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (500, limits[1]))  # not all of them fit, as on a full disk
+        with pytest.raises(OSError, match="File too large"):
+            tail.update()
+        assert (tmp_path / "metrics.jsonl").read_bytes() == b""
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [record["step"] for record in tail.update(last=True)] == [1, 2, 3, 4]
+    assert list(read_metrics(tmp_path)["step"]) == [1, 2, 3, 4]
 
 
 def test_the_first_step_which_compiles_is_no_speed(tmp_path):
