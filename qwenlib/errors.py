@@ -5,7 +5,13 @@ A message is one paragraph: what, where (path, line, field), what was found, wha
 
 from __future__ import annotations
 
-from typing import List
+import textwrap
+from typing import List, Sequence, Tuple, Type, TypeVar
+
+LAB_WIDTH = 100
+"""Columns of an error in a notebook: JupyterLab breaks longer lines of one anywhere, in the middle of words, too."""
+
+_Error = TypeVar("_Error", bound="QwenlibError")
 
 
 class QwenlibError(Exception):
@@ -13,10 +19,29 @@ class QwenlibError(Exception):
 
     exit_code = 1
     heading = "failed"
+    _lines: Tuple[str, ...] = ()
+
+    @classmethod
+    def listing(cls: Type[_Error], what: str, points: Sequence[str]) -> _Error:
+        """An error with several ``points``: one paragraph, but in a notebook a line for each."""
+        error = cls(f"{what}: {'; '.join(points)}.")
+        error._lines = (f"{what}:", *(f"  {point}" for point in points))
+        return error
 
     def _render_traceback_(self) -> List[str]:
         # IPython calls this instead of printing a stack: in a notebook, too, the user sees the sentence alone.
-        return [f"qwenlib {self.heading}: {self}"]
+        first, *others = self._lines or str(self).splitlines() or [""]
+        lines = [_folded(line) for line in (f"qwenlib {self.heading}: {first}", *others)]
+        return ["\n".join(lines)]
+
+
+def _folded(line: str) -> str:
+    if len(line) <= LAB_WIDTH:
+        return line
+    indent = " " * (4 if line.startswith("  ") else 0)
+    return textwrap.fill(
+        line, LAB_WIDTH, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False, expand_tabs=False
+    )
 
 
 class Refused(QwenlibError):

@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 import tempfile
 from pathlib import Path
 from typing import Any, Dict, Iterator, Union
@@ -26,12 +27,16 @@ def atomic_path(path: PathLike) -> Iterator[Path]:
 
     On any exception, the interrupt key included, the temporary file is removed and ``path`` is as it was.
 
+    A link to a file stays one: the file that it names is replaced.
+
     Raises:
+        Refused: ``path`` is a folder, a device or a pipe, or lies below a file.
         WorkFailed: the disk or the quota is full (with the free space), or the place cannot be written to.
     """
     target = Path(path)
     part, ours = None, True
     try:
+        target = check_target(target)
         target.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".part", dir=str(target.parent))
         os.close(handle)
@@ -45,18 +50,61 @@ def atomic_path(path: PathLike) -> Iterator[Path]:
         sync(target.parent)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            free = shutil.disk_usage(target.parent).free
             raise WorkFailed(
-                f"no space left while writing {target}: {free / 2**20:.0f} MiB are free there. "
+                f"no space left while writing {target}: {free_bytes(target) / 2**20:.0f} MiB are free there. "
                 "Nothing was half-written; free some space or choose another folder, and run it again."
             ) from error
         if ours:  # not the caller's error: the place itself is wrong
-            raise WorkFailed(f"{target} cannot be written: {error.strerror}. Choose another place.") from error
+            raise unwritable(target, error) from error
         raise
     finally:
         if part is not None:
             with contextlib.suppress(FileNotFoundError):
                 part.unlink()
+
+
+def make_folder(path: PathLike) -> Path:
+    """The folder ``path``, made with its parents when it is not there.
+
+    Raises:
+        Refused: it cannot be made: a file of that name, a read-only disk, no permission, a name that is too long.
+    """
+    folder = Path(path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        why = "there is a file of that name" if isinstance(error, FileExistsError) else error.strerror
+        raise Refused(f"the folder {folder} cannot be made: {why}. Choose another one.") from None
+    return folder
+
+
+def check_target(path: PathLike) -> Path:
+    """The file that writing to ``path`` replaces or makes: behind links, ``path`` itself otherwise.
+
+    Raises:
+        Refused: it is there and no file (root would replace even /dev/null), or a part of its path is no folder.
+        WorkFailed: it cannot be looked at.
+    """
+    target = Path(path)
+    try:
+        if target.is_symlink():
+            target = Path(os.path.realpath(target))
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            mode = os.stat(target).st_mode
+            if not stat.S_ISREG(mode):
+                found = "a folder" if stat.S_ISDIR(mode) else "a device or a pipe"
+                raise Refused(f"{path} is {found}; give the name of a file to write.")
+        above = next((folder for folder in target.parents if folder.exists()), None)
+    except OSError as error:
+        raise unwritable(path, error) from error
+    if above is not None and not above.is_dir():
+        raise Refused(f"{path} cannot be written: {above} is no folder. Choose another place.")
+    return target
+
+
+def unwritable(path: PathLike, error: OSError) -> WorkFailed:
+    """The sentence for a place that cannot be written to."""
+    return WorkFailed(f"{path} cannot be written: {error.strerror}. Choose another place.")
 
 
 def sync(path: PathLike) -> None:
@@ -123,18 +171,28 @@ def fingerprint(folder: PathLike, pattern: str = "*") -> Dict[str, str]:
     }
 
 
+def existing(path: PathLike) -> Path:
+    """The nearest place at or above ``path`` that is there."""
+    place = Path(path).absolute()
+    while not place.exists():
+        place = place.parent
+    return place
+
+
+def free_bytes(path: PathLike) -> int:
+    """Bytes free on the disk that holds ``path``, or will hold it."""
+    return shutil.disk_usage(existing(path)).free
+
+
 def require_space(path: PathLike, needed: int, what: str) -> None:
     """Refuse to begin when the disk that holds ``path`` has fewer than ``needed`` bytes free.
 
     Raises:
         Refused: with the bytes needed and found.
     """
-    folder = Path(path).absolute()
-    while not folder.exists():
-        folder = folder.parent
-    free = shutil.disk_usage(folder).free
+    free = free_bytes(path)
     if free < needed:
         raise Refused(
-            f"{what} needs {needed / 2**20:.0f} MiB below {folder}, where only {free / 2**20:.0f} MiB are free. "
-            "Free some space or choose another folder."
+            f"{what} needs {needed / 2**20:.0f} MiB below {existing(path)}, where only {free / 2**20:.0f} MiB are "
+            "free. Free some space or choose another folder."
         )

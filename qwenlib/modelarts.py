@@ -37,6 +37,8 @@ _SECRET = re.compile(
     r"|(^|_)(AK|SK|PWD|AUTH|SESSION|SESSION_?ID)($|_))",
     re.I,
 )
+_NO_SECRET = ("PWD", "OLDPWD", "JPY_SESSION_NAME", "DESKTOP_SESSION", "XDG_SESSION_ID")
+"""They look like secrets and are folders, the notebook's path in JupyterLab, and a desktop's names."""
 _SHOWN = re.compile(r"^(MA_|VC_|BATCH_|DLS_|RANK_|HCCL_|ASCEND_|DEVICE_ID$|JOB_ID$|S3_|OBS_|WORKSPACE$|MS_|GLOG_)")
 _URL_SECRET = re.compile(r"//[^/\s\"']+@")
 _INNER_SECRET = re.compile(
@@ -179,7 +181,7 @@ def boot_guard(environ: Mapping[str, str] = os.environ, root: Union[str, Path] =
 
 def is_secret(name: str) -> bool:
     """Whether the value of a variable with this name must not be shown."""
-    return bool(_SECRET.search(name)) and name not in ("PWD", "OLDPWD")
+    return bool(_SECRET.search(name)) and name not in _NO_SECRET
 
 
 def public_environment(environ: Mapping[str, str] = os.environ) -> Dict[str, str]:

@@ -217,7 +217,12 @@ def overrides(task: str, settings: Sequence[str] = (), **values: Any) -> List[st
 
     ``overrides("lora", ["seed=1"], epochs=3, batch_size=0)`` gives ``["lora.epochs=3", "seed=1"]``; what ``settings``
     say comes last and wins.
+
+    Raises:
+        Refused: ``settings`` is no list of texts (papermill's -p gives one text, its -y a list).
     """
+    if not isinstance(settings, (list, tuple)) or not all(isinstance(text, str) for text in settings):
+        raise Refused(f'settings must be a list of texts such as ["{task}.epochs=3"], found {settings!r}.')
     given = [f"{task}.{key}={value}" for key, value in values.items() if value]
     return given + list(settings)
 

@@ -22,8 +22,6 @@ def problems(profile: Profile) -> List[str]:
         found.append(f"data.labels must be all or assistant, found {profile.data.labels!r}")
     if profile.data.too_long not in ("truncate", "drop", "split"):
         found.append(f"data.too_long must be truncate, drop or split, found {profile.data.too_long!r}")
-    if profile.data.seq_length < 1:
-        found.append(f"data.seq_length must be at least 1, found {profile.data.seq_length}")
     if model.hidden_size % model.num_heads:
         found.append(f"model.hidden_size {model.hidden_size} is not a multiple of num_heads {model.num_heads}")
     for key in ("param_init_type", "compute_dtype", "layernorm_compute_type", "softmax_compute_type", "rotary_dtype"):

@@ -27,11 +27,19 @@ def in_kernel() -> bool:
     return shell is not None and hasattr(shell, "kernel")
 
 
+def tell(line: str) -> None:
+    """Print a line about work under way: to stderr, for stdout belongs to ``--json``.
+
+    In a kernel to stdout, where nothing else has a claim on it: front ends show stderr as an error, on red.
+    """
+    print(line, file=sys.stdout if in_kernel() else sys.stderr, flush=True)
+
+
 class Progress:
     """``with Progress("convert", total=387, unit="tensors") as bar: bar.advance()``.
 
     A tqdm bar in a terminal or a notebook; headless, one line every few seconds and one at the end.
-    Everything goes to stderr: stdout belongs to ``--json``.
+    Everything goes to stderr (lines in a kernel: see :func:`tell`).
     """
 
     def __init__(self, what: str, total: Optional[float] = None, unit: str = "", seconds: float = PLAIN_SECONDS):
@@ -60,11 +68,7 @@ class Progress:
     def _line(self, note: str) -> None:
         self._last = time.monotonic()
         share = f"/{_number(self.total)} ({100 * self.done / self.total:.0f} %)" if self.total else ""
-        print(
-            f"{self.what}: {_number(self.done)}{share} {self.unit} {self._last - self._start:.0f} s {note}".rstrip(),
-            file=sys.stderr,
-            flush=True,
-        )
+        tell(f"{self.what}: {_number(self.done)}{share} {self.unit} {self._last - self._start:.0f} s {note}".rstrip())
 
     def __exit__(self, *error: object) -> None:
         if self._bar is not None:

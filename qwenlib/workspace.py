@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import platform
+import shlex
 import subprocess
 import sys
 import time
@@ -120,7 +121,7 @@ def read_meta(run_dir: Union[str, Path], stage: str) -> Dict[str, Any]:
     if not path.is_file():
         raise Refused(
             f"{path} is missing: stage {stage} has not been finished in {resolve(run_dir)}. "
-            f"Run notebooks/{stage} first, or: qwenlib workbook run --only {stage} --output {run_dir}"
+            f"Run notebooks/{stage} first, or: qwenlib workbook run --only {stage} --output {shlex.quote(str(run_dir))}"
         )
     meta = read_json(path)
     if not isinstance(meta, dict) or not {"created", "outputs"} <= set(meta):

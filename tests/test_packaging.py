@@ -204,6 +204,15 @@ def test_pyenv_versions_are_found_below_home_and_below_pyenv_root(tmp_path: Path
     assert find_python(tmp_path, PYENV_ROOT=str(tmp_path / "root")).stdout.strip() == str(other)
 
 
+def test_an_asked_for_name_that_is_a_shim_of_a_version_not_switched_on_is_found_behind_it(tmp_path: Path) -> None:
+    shims = fake_python(tmp_path / "pyenv" / "shims", "python3.9", "3.9", fails=True).parent
+    fake_python(tmp_path / "b", "python3.11", "3.11")
+    behind = fake_python(tmp_path / "pyenv" / "versions" / "3.9.18" / "bin", "python3.9", "3.9")
+    assert find_python(tmp_path, tmp_path / "b", shims, PYTHON="python3.9").stdout.strip() == str(behind)
+    fake_python(shims, "python3.8", "3.8", fails=True)
+    refused(find_python(tmp_path, tmp_path / "b", shims, PYTHON="python3.8"), "PYTHON=python3.8 does not run")
+
+
 def test_of_a_virtual_environment_the_interpreter_behind_it_is_taken(tmp_path: Path) -> None:
     # An environment that made itself anew with its own interpreter would remove that first.
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(tmp_path / "env")], check=True)

@@ -124,6 +124,18 @@ def test_the_counted_answers_are_the_ones_in_the_table(run_dir: Path, stages: Di
     )
 
 
+@pytest.mark.parametrize("stage", STAGES)
+def test_what_a_notebook_shows_is_whole_and_nothing_looks_like_an_error(run_dir: Path, stage: str) -> None:
+    notebook = nbformat.read(run_dir / stage / f"{stage}.ipynb", as_version=4)
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    on_red = "".join(output["text"] for output in outputs if output.get("name") == "stderr")
+    assert "(100 %)" not in on_red and "a background process in" not in on_red
+    shown = [output["data"] for output in outputs if "data" in output]
+    assert [each["text/plain"] for each in shown if list(each) == ["text/plain"]] == [], "a picture's or object's name"
+    frames = [each["text/html"] for each in shown if 'class="dataframe"' in each.get("text/html", "")]
+    assert [each for each in frames if "...</td>" in each] == [], "a cell is cut off"
+
+
 @pytest.mark.parametrize("stage", ["04_lora", "05_finetune"])
 def test_the_last_frame_of_the_live_plot_is_kept(run_dir: Path, stage: str) -> None:
     notebook = nbformat.read(run_dir / stage / f"{stage}.ipynb", as_version=4)

@@ -76,8 +76,13 @@ def chat(
         run_dir, model, load_checkpoint, torch_ckpt_dir, vocab_file, merges_file, profile, lora, setting
     )
     found = {name: replace(item, rank_table=rank_table) for name, item in found.items()}
-    with tempfile.TemporaryDirectory(prefix="qwenlib-chat-") as folder, contextlib.ExitStack() as stack:
+    with (
+        tempfile.TemporaryDirectory(prefix="qwenlib-chat-") as folder,
+        contextlib.ExitStack() as last,  # a closed terminal is the end of the input and a signal, which may strike
+        contextlib.ExitStack() as stack,  # as this one begins to close
+    ):
         terminal = Terminal(found, Path(folder), models.system_message(system), settings, stack)
+        last.callback(terminal.close)
         terminal.switch(list(found)[-1])
         terminal.run()
 
@@ -98,7 +103,7 @@ class Terminal:
         self.choices, self.folder, self.settings = choices, folder, settings
         self.talk = Talk(system)
         self.session: Any = None
-        stack.callback(self._close)
+        stack.callback(self.close)
         self.interactive = sys.stdin.isatty()
         self.commands: Dict[str, Callable[[str], None]] = {
             "help": lambda _rest: typer.echo(HELP),
@@ -116,7 +121,7 @@ class Terminal:
         from qwenlib.infer import choose
 
         choice = choose.pick(self.choices, name)
-        self._close()
+        self.close()
         _note(f"loading {choice.name}: {choice.checkpoint} …")
         self.session = choice.open(self.folder / f"model_{len(list(self.folder.iterdir()))}")
         self.session.wait_ready()
@@ -244,7 +249,8 @@ class Terminal:
             raise Refused("/save wants a file name.")
         _note(f"saved: {self.talk.save(path)}")
 
-    def _close(self) -> None:
+    def close(self) -> None:
+        """End the process of the model; harmless when it has ended."""
         if self.session is not None:
             self.session.close()
 

@@ -113,7 +113,7 @@ def build(
 
     With --labels assistant the tokens of each answer and the <|im_end|> behind it are learned.
 
-    Example: qwenlib data build --input_glob messages.jsonl --vocab_file qwen/vocab.json --merges_file qwen/merges.txt
+    Example: qwenlib data build --input_glob messages.jsonl --vocab_file qwen/vocab.json --merges_file qwen/merges.txt \
     --seq_length 2048 --output_file alpaca.mindrecord
     """
     from qwenlib.data.build import build as run
@@ -175,7 +175,7 @@ def preview(
     """Show a row as the model sees it, learned text in green, what packing would change, and how long conversations
     are.
 
-    Example: qwenlib data preview --mindrecord alpaca.mindrecord --vocab_file qwen/vocab.json
+    Example: qwenlib data preview --mindrecord alpaca.mindrecord --vocab_file qwen/vocab.json \
     --merges_file qwen/merges.txt --row 5 --tokens
     """
     from qwenlib.data import preview as show

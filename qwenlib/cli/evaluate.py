@@ -43,6 +43,8 @@ def evaluate(
         raise Refused(f"--prompts must be at least 0, found {prompts}.")
     settings = models.answering(max_new_tokens=max_new_tokens or None, do_sample=False)
     folder = workspace.resolve(run_dir)
+    if not folder.is_dir():
+        raise Refused(f"there is no run directory {folder}.")
     asked = _questions(folder, prompt_file, prompts)
     unseen = held_out or _held_out(folder)
     if unseen is None and not asked:

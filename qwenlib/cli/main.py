@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
 import sys
 
 import typer
 
 from qwenlib import __version__
+from qwenlib.cli import shell
 from qwenlib.errors import QwenlibError
 
 ROOMS = (
@@ -27,6 +29,8 @@ ROOMS = (
     "evaluate",
 )
 """Modules of ``qwenlib.cli``, in the order of ``--help``; each has ``register(app)``."""
+
+INTERRUPTED = "qwenlib: interrupted."
 
 app = typer.Typer(
     name="qwenlib",
@@ -58,11 +62,31 @@ for room in ROOMS:
 
 def main() -> None:
     """Entry point of the console script."""
+    shell.prepare()
+    with shell.orderly():
+        _run()
+
+
+def _run() -> None:
     try:
-        app(standalone_mode=True)
+        try:
+            app(standalone_mode=True)
+        finally:
+            sys.stdout.flush()  # here, where a full disk can still be told
     except QwenlibError as error:
         print(f"qwenlib: {error.heading}: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
+    except BrokenPipeError:  # who read has had enough, as head has
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        sys.exit(1)
+    except OSError as error:  # a disk, a permission, a place that is no folder: nothing that a traceback explains
+        place = f"{error.filename}: " if error.filename else ""
+        print(f"qwenlib: failed: {place}{error.strerror or error}.", file=sys.stderr)
+        sys.exit(1)
     except KeyboardInterrupt:
-        print("qwenlib: interrupted.", file=sys.stderr)
+        print(INTERRUPTED, file=sys.stderr)
         sys.exit(130)
+    except SystemExit as end:
+        if end.code == 130:  # typer takes the interrupt key itself and says nothing
+            print(INTERRUPTED, file=sys.stderr)
+        raise

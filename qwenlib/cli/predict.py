@@ -59,6 +59,8 @@ def predict(
     """
     if bool(predict_data) == (input_file is not None):
         raise Refused("give --predict_data (a question) or --input_file (a file of questions), one of the two.")
+    if not all(question.strip() for question in predict_data or []):
+        raise Refused("--predict_data is empty: give it a question.")
     if (input_file is None) != (output_file is None):
         raise Refused("--input_file and --output_file go together.")
     if overwrite and output_file is None:

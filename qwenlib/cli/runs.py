@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import time
 from pathlib import Path
@@ -16,6 +17,7 @@ RUN_DIR = typer.Argument(..., metavar="RUN_DIR", help="The --output_dir of `qwen
 AS_JSON = typer.Option(False, "--json", help="Print one JSON document on stdout.")
 FOLLOW_SECONDS = 0.5
 OTHER_NODES_SECONDS = 30.0
+_SECONDS = re.compile(r"no step for \d+ s")  # time alone is no change
 
 
 def register(app: typer.Typer) -> None:
@@ -40,9 +42,10 @@ def status(
     found = _read(folder)
     while follow:
         text = _text(folder, found)
-        if text != last:
+        seen = _SECONDS.sub("", text)
+        if seen != last:
             typer.echo(text, err=as_json)
-            last = text
+            last = seen
         if all(item["state"] in rundir.FINAL for item in found):
             break
         time.sleep(FOLLOW_SECONDS)
@@ -72,12 +75,16 @@ def logs(
         raise Refused("--json prints one document, --follow goes on: give one of them.")
     folder = rundir.find_launch(run_dir)
     files = _log_files(folder, rank)
+    if not (files or follow):
+        raise Refused(f"{folder} has no log of a rank (rank_N/rank.log): none has begun yet, or they were removed.")
     tails = {name: _Tail(path, lines) for name, path in files.items()}
     if as_json:
         typer.echo(json.dumps({name: tail.new() for name, tail in tails.items()}, indent=2, ensure_ascii=False))
         return
     while True:
         final = all(item["state"] in rundir.FINAL for item in _read(folder)) if follow else True
+        for name, path in {} if rank else _log_files(folder, "").items():  # ranks that begin later
+            tails.setdefault(name, _Tail(path, lines))
         for name, tail in tails.items():
             for line in tail.new(last=final):
                 typer.echo(f"{name}: {line}" if len(tails) > 1 else line)

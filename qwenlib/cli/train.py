@@ -82,7 +82,7 @@ def train(
     if tensorboard and detach:
         raise Refused("--tensorboard is written by who watches; with --detach, nobody does: leave out one of them.")
     if dry_run:
-        typer.echo(work.training_plan(prof, chosen, **job).describe())
+        typer.echo(work.training_plan(prof, chosen, **job, dry_run=True).describe())
         return
     if detach:
         run, _ = work.begin(prof, chosen, **job, detach=True)

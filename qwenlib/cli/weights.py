@@ -126,7 +126,7 @@ def merge(
 ) -> None:
     """Put the rank checkpoints of a finished run together (the latest step that all ranks have, or --step).
 
-    Example: qwenlib weights merge --rank_dir run/output/checkpoint_network --mindspore_ckpt_path full.ckpt
+    Example: qwenlib weights merge --rank_dir run/output/checkpoint_network --mindspore_ckpt_path full.ckpt \
     --profile finetune_7b_910a
     """
     from qwenlib.weights import merge as run
@@ -162,7 +162,7 @@ def merge_lora(
 ) -> None:
     """Add a LoRA adapter into its base; --list shows which checkpoints a run has.
 
-    Example: qwenlib weights merge-lora --adapter run/04_lora/output/checkpoint_network --base model_dir
+    Example: qwenlib weights merge-lora --adapter run/04_lora/output/checkpoint_network --base model_dir \
     --mindspore_ckpt_path merged --profile lora_7b_910a
     """
     from qwenlib import weights as room
@@ -202,7 +202,7 @@ def adapter(
 ) -> None:
     """Save only what a LoRA run trained: some hundred MB instead of base and adapter.
 
-    Example: qwenlib weights adapter --checkpoint run/04_lora/output/checkpoint_network --base model_dir
+    Example: qwenlib weights adapter --checkpoint run/04_lora/output/checkpoint_network --base model_dir \
     --adapter_path adapter.ckpt --profile lora_7b_910a
     """
     from qwenlib.weights import save_adapter

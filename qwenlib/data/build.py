@@ -41,8 +41,8 @@ def build(
 ) -> Dict[str, Any]:
     """Write a MindRecord with rows of ``seq_length + 1`` tokens and ``output_file.meta.json``.
 
-    Memory does not grow with the data set, only with its longest conversation: about 0.2 GB for each million characters
-    beyond the first, while they are tokenized. A control token that a text spells stays plain text, and is counted.
+    Memory does not grow with the data set, and little with its longest conversation, which is tokenized in pieces. A
+    control token that a text spells stays plain text, and is counted.
 
     Args:
         input_glob: messages files (JSON Lines), a path or a pattern.
@@ -191,11 +191,12 @@ def _check(target: Path, seq_length: int, labels: str, too_long: str, overwrite:
     if not 1 <= file_partition <= 1000:
         raise Refused(f"file_partition must be between 1 and 1000, found {file_partition}.")
     mindrecord.check_name(target)
-    if target.is_dir():
-        raise Refused(f"{target} is a folder; give the name of a file to write.")
+    files.check_target(target)
     there = mindrecord.existing(target)
     if there and not overwrite:
-        raise Refused(f"{', '.join(map(str, there))} exist already. Choose another output_file, or overwrite them.")
+        raise Refused(
+            f"{', '.join(map(str, there))} exist already. Choose another output_file, or replace them: --overwrite."
+        )
 
 
 def _require_space(

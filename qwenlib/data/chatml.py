@@ -7,10 +7,12 @@ for the rendering. No system message is added where there is none, nothing stand
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Sequence, Union
 
 from qwenlib.data.alpaca import Record, check_text
+from qwenlib.data.pieces import check_pieces
 from qwenlib.data.reader import read_items
 from qwenlib.data.tokenizer import IM_END, IM_START, SPECIAL_TOKENS
 from qwenlib.errors import Refused
@@ -68,7 +70,8 @@ def read_messages(path: Union[str, Path]) -> Iterator[List[Message]]:
     """Yield the messages of each line of a file that ``convert`` (or upstream's converter) wrote.
 
     Raises:
-        Refused: not JSON, no ``messages``, an unknown role or a content that is no text: with index and line.
+        Refused: not JSON, no ``messages``, an unknown role, a content that is no text, or one that cannot be cut into
+            pieces for the tokenizer (:mod:`qwenlib.data.pieces`): with index and line.
     """
     path = Path(path)
     for item in read_items(path):
@@ -77,9 +80,12 @@ def read_messages(path: Union[str, Path]) -> Iterator[List[Message]]:
             keys = ", ".join(map(repr, value))
             raise Refused(
                 f"{item.where(path)}: a record with {keys}, not messages. Convert the file first: "
-                f"qwenlib data convert --data_path {path} --output_path messages.jsonl"
+                f"qwenlib data convert --data_path {shlex.quote(str(path))} --output_path messages.jsonl"
             )
-        yield to_checked(value, item.where(path))
+        messages = to_checked(value, item.where(path))
+        for place, message in enumerate(messages):
+            check_pieces(message["content"], f"{item.where(path)}, message {place}: content")
+        yield messages
 
 
 def to_checked(value: Any, where: str) -> List[Message]:

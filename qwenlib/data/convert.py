@@ -16,7 +16,7 @@ from qwenlib.data import chatml
 from qwenlib.data.formats import FORMATS, detect, to_conversation
 from qwenlib.data.reader import Item, read_items
 from qwenlib.errors import Refused
-from qwenlib.files import atomic_path
+from qwenlib.files import atomic_path, check_target
 from qwenlib.progress import Progress
 
 ON_ERROR = ("stop", "skip")
@@ -65,13 +65,14 @@ def convert(
         bar = stack.enter_context(Progress("convert", unit="records"))
         skipped = _Skipped(source, target, stack) if on_error == "skip" else None
         work = _Conversion(source, out, "" if format == "auto" else format, system, special_tokens == "escape")
-        for item in read_items(source, skipped.take if skipped else None):
+        bad = skipped.take if skipped else _stop
+        for item in read_items(source, bad):
             try:
                 work.add(item)
             except Refused as error:
-                if skipped is None:
-                    raise
-                skipped.take(item, error)
+                if not (skipped or work.format):
+                    raise  # the first record: none will be better
+                bad(item, error)
             bar.advance()
         if skipped:
             work.counts["skipped"] = skipped.count
@@ -107,7 +108,7 @@ class _Conversion:
         if not self.format:
             self.format, reason = detect(item.value)
             if not self.format:
-                raise Refused(f"{where}: {reason}. Name the format with --format {'|'.join(FORMATS)}.")
+                raise Refused(f"{where}: {reason}.")
             self.reason = reason
         messages, with_input = to_conversation(item, where, self.format, self.system)
         special = chatml.special_in(messages)
@@ -151,6 +152,10 @@ class _Skipped:
         self._out.write(json.dumps(entry) + "\n")  # ASCII: half a character, too, can be written so
 
 
+def _stop(item: Item, error: Refused) -> None:
+    raise Refused(f"{error} Correct it, or have bad records skipped: --on-error skip.") from None
+
+
 def _side(target: Path) -> Path:
     return target.with_name(target.name + ".skipped.jsonl")
 
@@ -163,8 +168,7 @@ def _check(source: Path, target: Path, format: str, on_error: str, special_token
     ):
         if value not in allowed:
             raise Refused(f"{name} must be {', '.join(allowed[:-1])} or {allowed[-1]}, found {value!r}.")
-    if target.is_dir():
-        raise Refused(f"{target} is a folder; give the name of a file to write.")
+    check_target(target)
     for written in (target, _side(target)):
         if source.exists() and written.exists() and os.path.samefile(source, written):
             raise Refused(f"{written} is the input itself; give another output_path.")

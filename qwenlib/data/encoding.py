@@ -26,8 +26,8 @@ from qwenlib.errors import Refused, WorkFailed
 BATCH, BATCH_CHARACTERS = 256, 2**20
 """Conversations, or characters, that are tokenized together."""
 
-AHEAD = 48
-"""Such batches that wait to be written, about a megabyte each at most."""
+AHEAD, AHEAD_TOKENS = 48, 2**23
+"""Such batches, and tokens in them (5 bytes each), that wait to be written."""
 
 APART = 8 * 2**20
 """Bytes of input from which on a process of its own is worth its start, about half a second."""
@@ -39,7 +39,8 @@ def encoded_batches(encoder: Encoder, sources: Sequence[Path]) -> Generator[List
     Raises:
         Refused: while iterating: a line is no conversation.
     """
-    return ahead((list(encoder.encode(batch)) for batch in _batches(sources)), AHEAD)
+    made = (list(encoder.encode(batch)) for batch in _batches(sources))
+    return ahead(made, AHEAD, lambda batch: sum(len(item.ids) for item in batch), AHEAD_TOKENS)
 
 
 def encoded_apart(

@@ -32,7 +32,13 @@ def detect(value: Any) -> Tuple[str, str]:
         if key in value:
             return name, f"the first record has the key {key!r}"
     keys = ", ".join(map(repr, value)) or "none"
-    return "", f"no key tells the format (looked for {', '.join(map(repr, _MARKS))}); it has {keys}"
+    inner = [key for key, part in value.items() if isinstance(part, list) and part and isinstance(part[0], dict)]
+    if len(inner) == 1:
+        return "", f"the file's records seem to stand under the key {inner[0]!r}; give that array alone"
+    return "", (
+        f"no key tells the format (looked for {', '.join(map(repr, _MARKS))}); it has {keys}. Rename its fields, or "
+        f"name the format with --format {'|'.join(FORMATS)}"
+    )
 
 
 def to_conversation(item: Item, where: str, name: str, system: str) -> Tuple[List[Message], bool]:

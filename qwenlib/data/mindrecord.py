@@ -89,10 +89,13 @@ class Writer:
         require_mindspore("writing")
         from mindspore.mindrecord import FileWriter
 
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        _remove_left_over(self.path)
         prefix = f".{self.path.name}.{platform.node()}.{os.getpid()}."
-        self._folder = Path(tempfile.mkdtemp(prefix=prefix, dir=str(self.path.parent)))
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            _remove_left_over(self.path)
+            self._folder = Path(tempfile.mkdtemp(prefix=prefix, dir=str(self.path.parent)))
+        except OSError as error:
+            raise files.unwritable(self.path, error) from error
         try:
             if not _can_lock(self._folder):  # better now than after an hour of tokenizing
                 raise WorkFailed(f"{self.path} cannot be written (database is locked).{_locked(self.path.parent)}")

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Callable, Iterator, Optional
 
+from qwenlib.data.foreign import advice
 from qwenlib.errors import Refused
 
 BLOCK = 2**20
@@ -80,9 +81,10 @@ class _Text:
             more = self._decoder.decode(block, final=self._whole)
         except UnicodeDecodeError as error:
             line = self._lines_read + error.object[: error.start].count(b"\n")
-            raise Refused(
-                f"{self.path}, line {line}: not UTF-8 text (byte 0x{error.object[error.start]:02x})."
-            ) from None
+            found = f"not UTF-8 text (byte 0x{error.object[error.start]:02x})"
+            if self._whole:  # no byte is wrong, but some are missing
+                found = "the file ends within a character; it may have been cut off"
+            raise Refused(f"{self.path}, line {line}: {found}. {advice(self.path)}".rstrip()) from None
         if not more:  # positions in the window stay valid at the end of the file
             return not self._whole and self.fill(size)
         self._lines_read += more.count("\n")
@@ -115,10 +117,10 @@ class _Text:
             if stop:
                 return
 
-    def refuse(self, message: str, position: int) -> Refused:
+    def refuse(self, message: str, position: int, advice: str = "") -> Refused:
         """An error at ``buffer[position]``."""
         self.advance(min(position, len(self.buffer)))
-        return Refused(f"{self.path}, line {self.line}, column {self.column}: not JSON ({message}).")
+        return Refused(f"{self.path}, line {self.line}, column {self.column}: not JSON ({message}). {advice}".rstrip())
 
 
 def _array(text: _Text) -> Iterator[Item]:
@@ -128,7 +130,9 @@ def _array(text: _Text) -> Iterator[Item]:
         text.skip_space()
         if text.ended():
             raise text.refuse("the array is not closed by ]; the file may have been cut off", text.at)
-        if text.peek() == "]" and not index:
+        if text.peek() == "]":
+            if index:
+                raise text.refuse("a comma before ], with no record between", text.at, "Take the comma away.")
             break
         line = text.line
         yield Item(index, line, _value(text))
@@ -200,7 +204,15 @@ def _parse(text: _Text, line: str) -> Any:
     try:
         return json.loads(line)
     except json.JSONDecodeError as error:
-        raise text.refuse(error.msg, text.at + error.pos) from None
+        advice = ""
+        if not line.lstrip(_SPACE).startswith("{"):
+            advice = "Give a JSON array or JSON Lines of records."
+        elif error.pos >= len(line.rstrip(_SPACE)):
+            advice = (
+                "The line ends within an object: records that go over several lines must stand in an array "
+                "([{…}, {…}]); outside of one, each has a line to itself."
+            )
+        raise text.refuse(error.msg, text.at + error.pos, advice) from None
     except (RecursionError, ValueError) as error:
         raise text.refuse(_reason(error), text.at) from None
 

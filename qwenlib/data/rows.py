@@ -5,6 +5,7 @@ The network sees ``row[:-1]`` and learns ``row[1:]`` (MindFormers shifts by itse
 
 from __future__ import annotations
 
+import array
 import unicodedata
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Dict, Iterator, List, Sequence, Tuple
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Dict, Iterator, List, Sequence, Tuple
 import numpy
 
 from qwenlib.data.chatml import Message, special_in
+from qwenlib.data.pieces import PIECE, groups, pieces
 from qwenlib.data.tokenizer import END_OF_TEXT, IM_END, IM_START, plain, special_ids
 
 if TYPE_CHECKING:
@@ -22,6 +24,9 @@ IGNORE = -100
 
 LABELS = ("all", "assistant")
 COLUMNS = ("input_ids", "target_ids", "attention_mask")
+
+TOGETHER = 2**20
+"""Characters that the tokenizer is given at a time, and a quarter of it of a long text: about 400 bytes each."""
 
 Row = Dict[str, numpy.ndarray]
 
@@ -63,12 +68,12 @@ class Encoder:
         self._newline, self._answer_head = (
             self._plain.encode(text, add_special_tokens=False).ids for text in ("\n", "assistant\n")
         )
-        self._system: Dict[str, List[int]] = {}
+        self._system: Dict[str, Sequence[int]] = {}
 
     def encode(self, conversations: Sequence[Sequence[Message]]) -> Iterator[Encoded]:
         """Encode many conversations at once (the tokenizer works in threads)."""
         inner = iter(self._encode_texts(conversations))
-        flat: List[int] = []
+        flat = array.array("i")  # 4 bytes an id, not 40
         spans: List[Tuple[int, int]] = []  # of answers, in the whole batch
         found: List[Tuple[int, int, List[Tuple[int, int]], List[int]]] = []
         for messages in conversations:
@@ -84,35 +89,47 @@ class Encoder:
                     spans.append((first, last + 1))
                     answers.append((first - begin, last - begin))
                 flat.append(self.start)
-                flat += ids
+                flat.extend(ids)
                 flat.append(self.end)
-                flat += self._newline
+                flat.extend(self._newline)
                 ends.append(len(flat) - begin)
             found.append((begin, len(flat), answers, ends))
-        every = numpy.array(flat, dtype=numpy.int32)
+        every = numpy.frombuffer(flat, dtype=numpy.int32)
         learned = numpy.full(len(every), self._all)
         for first, behind in spans:
             learned[first:behind] = True
         for messages, (begin, end, answers, ends) in zip(conversations, found):
             yield Encoded(every[begin:end], learned[begin:end], answers, ends, special_in(messages))
 
-    def _encode_texts(self, conversations: Sequence[Sequence[Message]]) -> Iterator[List[int]]:
+    def _encode_texts(self, conversations: Sequence[Sequence[Message]]) -> Iterator[Sequence[int]]:
         """Ids of each message's role line and content. Most system messages are alike, and encoded once."""
         texts = [
             unicodedata.normalize("NFC", f"{message['role']}\n{message['content']}")
             for messages in conversations
             for message in messages
         ]
-        missing = [text for text in texts if text not in self._system]
-        encodings = iter(self._plain.encode_batch(missing, add_special_tokens=False))
+        missing = self._encoded([text for text in texts if text not in self._system])
         known = dict(self._system)  # what this batch was split by
         for text in texts:
             ids = known.get(text)
             if ids is None:
-                ids = next(encodings).ids
+                ids = next(missing)
                 if text.startswith("system\n") and len(self._system) < 64 and len(text) < 4096:
                     self._system[text] = ids
             yield ids
+
+    def _encoded(self, texts: List[str]) -> Iterator[Sequence[int]]:
+        """Ids of each text, with no more than :data:`TOGETHER` characters in the tokenizer at a time."""
+        for group in groups(texts, TOGETHER):
+            if len(group[0]) > PIECE:
+                ids = array.array("i")
+                for part in groups(pieces(group[0]), TOGETHER // 4):
+                    for encoding in self._plain.encode_batch(part, add_special_tokens=False):
+                        ids.extend(encoding.ids)
+                yield ids
+            else:
+                for encoding in self._plain.encode_batch(group, add_special_tokens=False):
+                    yield encoding.ids
 
 
 def to_row(encoded: Encoded, seq_length: int, pad: int) -> Row:
@@ -147,9 +164,9 @@ def _row(samples: Sequence[Encoded], width: int, pad: int) -> Row:
     return dict(zip(COLUMNS, (ids, targets, mask)))
 
 
-def _common(left: List[int], right: List[int]) -> int:
+def _common(left: List[int], right: Sequence[int]) -> int:
     """How many tokens both begin with."""
-    if right[: len(left)] == left:
+    if list(right[: len(left)]) == left:
         return len(left)
     count = 0
     for one, other in zip(left, right):

@@ -12,8 +12,7 @@ from qwenlib.ascend.npu_smi import NpuInfo, npu_info
 from qwenlib.ascend.tools import TIMEOUT
 from qwenlib.modelarts import Place, where_am_i
 from qwenlib.profile import Profile
-
-GIB = 2**30
+from qwenlib.ranktable.layout import planned_ranks
 
 
 @dataclass
@@ -54,7 +53,7 @@ class Context:
     @property
     def ranks(self) -> int:
         """The most ranks that a task of the profile starts, on all servers."""
-        return max([self.profile.task(name).parallel.ranks for name in self.profile.tasks()] or [1])
+        return planned_ranks(self.profile)
 
     @property
     def local_ranks(self) -> int:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
-from pathlib import Path
 from typing import Iterator, Tuple
 
 from qwenlib import modelarts
 from qwenlib.doctor import needs
-from qwenlib.doctor.context import GIB, Context
+from qwenlib.doctor.context import Context
+from qwenlib.doctor.needs import GIB
 from qwenlib.doctor.report import FAIL, OK, SKIP, WARN, Finding
 from qwenlib.errors import Refused
+from qwenlib.files import existing, free_bytes
 from qwenlib.ranktable.check import check
 from qwenlib.ranktable.find import find
 from qwenlib.ranktable.rules import brief
@@ -113,12 +113,11 @@ def disk(context: Context) -> Iterator[Finding]:
     """Disk free where the run writes, against what the flow writes; the platform's folders."""
     wanted = needs.disk(context.profile)
     total = sum(size for _, size in wanted)
-    folder = context.output.absolute()
-    while not folder.exists():
-        folder = folder.parent
-    free = shutil.disk_usage(folder).free
+    free = free_bytes(context.output)
     parts = ", ".join(f"{what} {size / GIB:.0f}" for what, size in wanted)
-    text = f"{free / GIB:.0f} GiB free at {folder}; the flow needs about {total / GIB:.0f} GiB ({parts})"
+    text = (
+        f"{free / GIB:.0f} GiB free at {existing(context.output)}; the flow needs about {total / GIB:.0f} GiB ({parts})"
+    )
     if free < total:
         cache = modelarts.folders(context.environ, context.root)["cache"]
         hint = f"; {cache.path} has {cache.free / GIB:.0f} GiB" if cache.free else ""
@@ -198,9 +197,7 @@ def open_files(context: Context) -> Iterator[Finding]:
 
 def output_folder(context: Context) -> Iterator[Finding]:
     """Whether the run can write where it is told to."""
-    folder = Path(context.output).absolute()
-    while not folder.exists():
-        folder = folder.parent
+    folder = existing(context.output)
     if not folder.is_dir():
         yield Finding("output folder", FAIL, f"{folder} is a file, {context.output} cannot be a folder; choose another")
     elif os.access(folder, os.W_OK | os.X_OK):

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import textwrap
-from dataclasses import asdict, dataclass
-from typing import Any, Dict, List, Tuple
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Dict, Iterable, List, Tuple
 
 from qwenlib.errors import WorkFailed
 
@@ -25,20 +25,38 @@ class Finding:
         return f"{self.number:>3} {'[' + self.state + ']':<7}{self.name}: {self.reason}"
 
 
+def numbered(findings: Iterable[Finding]) -> Tuple[Finding, ...]:
+    """``findings`` in their order, numbered from 1."""
+    return tuple(replace(item, number=number) for number, item in enumerate(findings, 1))
+
+
 @dataclass(frozen=True)
-class Report:
-    """All findings, numbered from 1."""
+class Findings:
+    """What was found, numbered from 1."""
 
     findings: Tuple[Finding, ...]
-    place: str
-    place_reason: str
-    profile: str
-    device_target: str
 
     @property
     def fails(self) -> List[Finding]:
         """What stops the run."""
         return [item for item in self.findings if item.state == FAIL]
+
+    def frame(self) -> Any:
+        """A pandas table: number, state, check, reason."""
+        import pandas
+
+        rows = [(item.number, item.state, item.name, item.reason) for item in self.findings]
+        return pandas.DataFrame(rows, columns=["number", "state", "check", "reason"]).set_index("number")
+
+
+@dataclass(frozen=True)
+class Report(Findings):
+    """What the doctor found, and where."""
+
+    place: str
+    place_reason: str
+    profile: str
+    device_target: str
 
     @property
     def counts(self) -> Dict[str, int]:
@@ -69,13 +87,6 @@ class Report:
             "findings": [asdict(item) for item in self.findings],
         }
 
-    def frame(self) -> Any:
-        """A pandas table: number, state, name, reason."""
-        import pandas
-
-        rows = [(item.number, item.state, item.name, item.reason) for item in self.findings]
-        return pandas.DataFrame(rows, columns=["number", "state", "check", "reason"]).set_index("number")
-
     def stop(self) -> None:
         """End here when something failed.
 
@@ -83,5 +94,5 @@ class Report:
             WorkFailed: naming every FAIL.
         """
         if self.fails:
-            told = "; ".join(f"{item.number} {item.name}: {item.reason}" for item in self.fails)
-            raise WorkFailed(f"the doctor found {len(self.fails)} FAIL: {told}")
+            told = [f"{item.number} {item.name}: {item.reason.rstrip('.')}" for item in self.fails]
+            raise WorkFailed.listing(f"the doctor found {len(self.fails)} FAIL", told)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Callable, Iterator, List, Optional, Sequence, Tuple
 
 from qwenlib.doctor import hardware, host, software
 from qwenlib.doctor.context import Context
-from qwenlib.doctor.report import FAIL, Finding, Report
+from qwenlib.doctor.report import FAIL, Finding, Report, numbered
 from qwenlib.progress import Progress
 
 Check = Callable[[Context], Iterator[Finding]]
@@ -42,7 +41,7 @@ def diagnose(context: Optional[Context] = None, checks: Sequence[Check] = CHECKS
     """Run every check and number the findings. A check that breaks is a FAIL of its own; the others still run."""
     context = context or Context()
     findings: List[Finding] = []
-    with Progress("doctor", total=len(checks), unit="checks") as bar:
+    with Progress("doctor", total=len(checks), unit="steps") as bar:
         for check in checks:
             try:
                 findings += list(check(context))
@@ -51,5 +50,4 @@ def diagnose(context: Optional[Context] = None, checks: Sequence[Check] = CHECKS
                 findings.append(Finding(name, FAIL, f"the check itself broke: {type(error).__name__}: {error}"))
             bar.advance()
     place = context.place
-    numbered = tuple(dataclasses.replace(item, number=index) for index, item in enumerate(findings, 1))
-    return Report(numbered, place.kind, place.reason, context.profile.name, context.profile.device_target)
+    return Report(numbered(findings), place.kind, place.reason, context.profile.name, context.profile.device_target)

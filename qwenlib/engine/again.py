@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 from pathlib import Path
 from typing import Any, Dict, Optional, Union
 
@@ -49,7 +50,7 @@ def find(plan: launch.Plan, result: Path) -> Optional[launch.Run]:
             return launch.attach(plan.folder)
         raise Refused(
             f"a training with other settings, data or weights goes on in {plan.folder}. To go on watching it, give it "
-            f"the same again; to end it: qwenlib stop {plan.folder}; or choose another run directory."
+            f"the same again; to end it: qwenlib stop {shlex.quote(str(plan.folder))}; or choose another run directory."
         )
     return launch.attach(plan.folder) if same and state == "done" and (plan.node or result.is_file()) else None
 

@@ -38,9 +38,7 @@ def find(profile: Profile, task: Task, load_checkpoint: Union[str, Path], ranks:
     on_cpu = profile.device_target == "CPU"
     if plan.ranks > 1 and fit.is_sliced(path):
         needed = list(ranks)
-        problems = fit.misfits(
-            path, profile.model, plan, not on_cpu, needed, task.adapter.lora_rank if task.adapter else 0
-        )
+        problems = fit.misfits(path, profile.model, plan, not on_cpu, needed, task.adapter)
         if not on_cpu and not task.sink_mode:
             problems.append("MindFormers loads slices in sink mode only: sink_mode must be true")
         if problems:

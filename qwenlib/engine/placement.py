@@ -35,6 +35,8 @@ def place(
     if rank_table and profile.device_target != "CPU" and ranks > 1:
         return _by_table(profile, task_name, Path(rank_table), ranks)
     if len(nodes) < 2:
+        if node_rank:
+            raise Refused(f"node_rank {node_rank} is one of several nodes: name all of them with nodes, node 0 first.")
         return {}
     if profile.device_target != "CPU":
         raise Refused("nodes are for the CPU; several Ascend hosts are told by the servers of the rank table.")

@@ -25,7 +25,9 @@ def reference_logits(torch_ckpt_dir: Union[str, Path], input_ids: List[List[int]
     """transformers' logits, float32 [rows, length, vocabulary], of the Hugging Face folder; nothing is downloaded."""
     import torch
     from transformers import Qwen2ForCausalLM
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()  # of loading some files: headless it stays at 0 %
     network = Qwen2ForCausalLM.from_pretrained(str(torch_ckpt_dir), torch_dtype=torch.float32, local_files_only=True)
     network.eval()
     with torch.no_grad():

@@ -6,6 +6,7 @@ folder says what happened (type, message, stack, time); the exit code is 1, or 2
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 import traceback
@@ -68,6 +69,11 @@ def describe(error: BaseException) -> Dict[str, Any]:
     }
 
 
+def _record(error_file: Path, error: BaseException) -> None:
+    with contextlib.suppress(OSError, QwenlibError):  # the disk may be full: what is printed must do then
+        write_json(error_file, describe(error))
+
+
 def main(arguments: List[str]) -> int:
     """Run the job file named on the command line; returns the exit code."""
     if len(arguments) != 1:
@@ -78,11 +84,11 @@ def main(arguments: List[str]) -> int:
     try:
         run(jobs.load(arguments[0]))
     except QwenlibError as error:
-        write_json(error_file, describe(error))
+        _record(error_file, error)
         print(f"qwenlib: {error.heading}: {error}", file=sys.stderr)
         return error.exit_code
     except BaseException as error:
-        write_json(error_file, describe(error))
+        _record(error_file, error)
         traceback.print_exc()
         return 1
     return 0

@@ -111,6 +111,18 @@ def choose(resume: Union[str, Path], run_dir: Path, ranks: Sequence[int]) -> Opt
     )
 
 
+def passed_over(run_dir: Path, ranks: Sequence[int], saved: Optional[Saved]) -> str:
+    """A line about checkpoints of ``run_dir/output`` that ``auto`` could not take; "" when there are none."""
+    folder = run_dir / "output" / "checkpoint"
+    files = [path for rank in ranks for path in sorted(folder.glob(f"rank_{rank}/*.ckpt"))]
+    broken = [path.name for path in files if read_point(path) is None]
+    if not broken and (saved is not None or not files):
+        return ""
+    why = f"not whole: {', '.join(broken)}" if broken else "the ranks have no step in common"
+    how = "the training begins anew" if saved is None else f"the training goes on after step {saved.step}"
+    return f"resume auto: checkpoints below {folder} cannot be taken ({why}); {how}\n"
+
+
 def lay_out(saved: Saved, folder: Path) -> Path:
     """Link the files as ``folder/rank_N/x.ckpt``, exactly one a rank: MindFormers takes the newest by time."""
     with contextlib.suppress(FileNotFoundError):

@@ -8,6 +8,7 @@ from typing import Any, Dict, Optional, Union
 from qwenlib import launch
 from qwenlib.engine import render, work
 from qwenlib.errors import Refused
+from qwenlib.files import make_folder
 from qwenlib.profile import Profile
 
 
@@ -50,7 +51,7 @@ def serve_plan(
     job = work.predict_job(
         "serve", profile, config, load_checkpoint, run_dir, "ready.json", {"socket": str(socket)}, whole=ranks > 1
     )
-    run_dir.mkdir(parents=True, exist_ok=True)
+    make_folder(run_dir)
     Path(job.result).unlink(missing_ok=True)
     job_file = job.save(run_dir / "job.json")
     return launch.Plan(

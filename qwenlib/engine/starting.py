@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from pathlib import Path
 from typing import Union
 
@@ -45,6 +46,8 @@ def start(
             f"resume: the checkpoint is of step {saved.step} of {total}, so nothing is left to train. Raise epochs, or "
             "use resume never to train anew."
         )
+    if str(resume) == resuming.AUTO:
+        print(resuming.passed_over(run_dir, plan.rank_ids, saved), end="", file=sys.stderr, flush=True)
     plan = with_port(plan)  # refused, if it is, before the last checkpoints are moved
     if saved is None:
         set_aside(run_dir / "output", plan)

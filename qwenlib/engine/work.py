@@ -18,15 +18,18 @@ from qwenlib.engine import again, initial, placement, render, starting
 from qwenlib.engine import resume as resuming
 from qwenlib.engine.job import Job
 from qwenlib.errors import Refused
-from qwenlib.files import read_json, require_space, write_text
+from qwenlib.files import make_folder, read_json, require_space, write_text
 from qwenlib.launch.client import WORKBOOK_MARK
 from qwenlib.profile import Profile
+from qwenlib.progress import tell
 from qwenlib.weights import fit, place, read_folder
 
 READY_SECONDS = 1800.0
 """Until every rank must have met the others; as long as HCCL itself waits."""
 HANG_FACTOR = 20.0
-"""A rank without a step for this many usual steps (and two minutes at least) is reported."""
+"""A rank without a step for this many usual steps (and two minutes at least, on the CPU 15 s) is reported."""
+CPU_HANG_SECONDS = 15.0
+"""MindSpore's collectives on the CPU give up after 30 s; what hangs is to be named before."""
 RESULT = "result.json"
 _PROGRESS = re.compile(r"^[a-z][^:|]*: \d+/\d+ ")
 
@@ -201,11 +204,12 @@ def training_plan(
     nodes: Sequence[str] = (),
     node_rank: Optional[int] = None,
     detach: bool = False,
+    dry_run: bool = False,
     **settings: Any,
 ) -> launch.Plan:
     """Write job.json and the rendered YAML into ``run_dir`` and return the launch plan (nothing is started).
 
-    While a training goes on there, nothing is written.
+    While a training goes on there, nothing is written; for a ``dry_run`` not where one was before, either.
 
     Args:
         resume: ``never``; ``auto``: go on from the newest whole checkpoint of ``run_dir/output``, if there is one;
@@ -255,15 +259,18 @@ def training_plan(
         "device_target": profile.device_target,
         "ready_timeout": READY_SECONDS,
         "hang_factor": HANG_FACTOR,
+        "hang_floor": CPU_HANG_SECONDS if profile.device_target == "CPU" else launch.Plan.hang_floor,
         "job": again.identity(config, profile.device_target, *begins.files, dataset),
         **where,
         **settings,
     }
     plan = launch.Plan(command(job_file), **fields)
+    if dry_run and launch.read_status(plan.folder) is not None:
+        return plan
     if again.goes_on(plan.folder) or (detach and again.find(plan, run_dir / RESULT)):
         return plan
     require_space(run_dir, 4 * begins.bytes, f"checkpoints of {task_name}")
-    run_dir.mkdir(parents=True, exist_ok=True)
+    make_folder(run_dir)
     (run_dir / RESULT).unlink(missing_ok=True)
     write_text(run_dir / f"{task_name}.yaml", yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
     if saved is not None:
@@ -289,11 +296,11 @@ def one_rank(job: Job, run_dir: Union[str, Path], what: str) -> Any:
         WorkFailed: the process failed, with its own error.
     """
     run_dir = Path(run_dir).absolute()
-    run_dir.mkdir(parents=True, exist_ok=True)
+    make_folder(run_dir)
     Path(job.result).unlink(missing_ok=True)
     job_file = job.save(run_dir / "job.json")
     plan = launch.Plan(command(job_file), run_dir=run_dir, device_target=job.device_target, share_devices=True)
-    print(f"{what}: a background process in {run_dir}", file=sys.stderr, flush=True)
+    tell(f"{what}: a background process in {run_dir}")
     with launch.start(plan) as run:
         echo = _Echo(run.rank_log(0))
         run.wait(on_tick=echo)
@@ -301,7 +308,7 @@ def one_rank(job: Job, run_dir: Union[str, Path], what: str) -> Any:
 
 
 class _Echo:
-    """Hands the progress lines of a rank's log on to this process's stderr."""
+    """Hands the progress lines of a rank's log on to who looks here."""
 
     def __init__(self, log: Path):
         self.log, self.place = log, 0
@@ -317,7 +324,7 @@ class _Echo:
         self.place += len(whole)
         for line in whole.decode("utf-8", "replace").splitlines():
             if _PROGRESS.match(line):
-                print(line, file=sys.stderr, flush=True)
+                tell(line)
 
 
 def score(

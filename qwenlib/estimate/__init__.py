@@ -2,7 +2,7 @@
 
 from qwenlib.estimate.memory import Memory, answering, limit_bytes, per_card
 from qwenlib.estimate.plans import ALPACA_ROWS, SIZES, fewest_cards, servers, settings, suggest
-from qwenlib.estimate.report import data_at_hand, estimate, figure, frame, text, with_size
+from qwenlib.estimate.report import data_at_hand, estimate, figure, frame, picture, text, with_size
 from qwenlib.estimate.speed import GUIDE, guide_rows
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "guide_rows",
     "limit_bytes",
     "per_card",
+    "picture",
     "servers",
     "settings",
     "suggest",

@@ -201,3 +201,17 @@ def figure(found: Dict[str, Any]) -> Any:
     axes.set_title(f"{found['profile']} · {found['task']}")
     drawn.legend(ncols=4, fontsize="small", loc="outside lower center")
     return drawn
+
+
+def picture(found: Dict[str, Any]) -> Any:
+    """:func:`figure` as a PNG that every front end shows (a figure without pyplot may be shown as its name only)."""
+    import io
+
+    from IPython.display import Image
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    drawn = figure(found)
+    FigureCanvasAgg(drawn)
+    stream = io.BytesIO()
+    drawn.savefig(stream, format="png", dpi=110)
+    return Image(stream.getvalue(), format="png", alt=f"memory: {_size(found['peak'])} at the most")

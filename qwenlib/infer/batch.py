@@ -35,6 +35,9 @@ def read_prompts(path: Union[str, Path], system: str = SYSTEM) -> List[Dict[str,
         Refused: no such file, no question in it, a record without one, or an id that is given twice.
     """
     path = Path(path)
+    if not path.is_file():
+        there = "a folder" if path.is_dir() else "nothing"
+        raise Refused(f"there is no file of questions {path} (found {there}). Give a .txt, JSON Lines or JSON file.")
     if path.suffix == ".txt":
         found: List[Dict[str, Any]] = [
             {"id": str(number), "messages": opened(line.strip(), system), "expected": ""}
@@ -180,8 +183,6 @@ def _record(value: Any, number: int, where: str, system: str) -> Dict[str, Any]:
 
 
 def _text(path: Path) -> str:
-    if not path.is_file():
-        raise Refused(f"there is no file {path}.")
     try:
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:

@@ -116,7 +116,10 @@ def perplexity(loss: float) -> float:
 
 
 def evaluation_table(found: Mapping[str, Any]) -> Any:
-    """What :func:`evaluate` found as a DataFrame, a model a row; columns that were not measured are left out."""
+    """What :func:`evaluate` found as a DataFrame, a model a row; columns that were not measured are left out.
+
+    Rounded for people; ``found`` keeps every digit.
+    """
     import pandas
 
     rows: List[Dict[str, Any]] = []
@@ -129,7 +132,8 @@ def evaluation_table(found: Mapping[str, Any]) -> Any:
         if "exact" in figures:
             row["exact answers"] = f"{figures['exact']['right']} of {figures['exact']['of']}"
         rows.append(row)
-    return pandas.DataFrame(rows).set_index("model")
+    places = {"held-out loss": 4, "perplexity": 2, "token accuracy": 4}
+    return pandas.DataFrame(rows).set_index("model").round(places)
 
 
 def held_out_figures(found: Mapping[str, Any]) -> Dict[str, Dict[str, float]]:

@@ -36,7 +36,9 @@ def parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     made.add_argument("--profile", default="smoke", help="a shipped profile, or a .yaml file")
-    made.add_argument("--output", default="", help="run directory on the local disk (default: below /cache)")
+    made.add_argument(
+        "--output", default="", help="run directory on the local disk (default: in /cache, else runs/job)"
+    )
     made.add_argument("--only", action="append", metavar="STAGE", help="run this stage only; repeatable")
     made.add_argument("--copy_in", action="append", default=[], metavar="FROM=TO", help="copy first; repeatable")
     made.add_argument("--train_url", default="", help="obs://… or a folder: the run directory goes there at the end")
@@ -86,6 +88,12 @@ def main(arguments: Optional[Sequence[str]] = None, environ: Optional[Mapping[st
     except QwenlibError as error:
         print(f"qwenlib: {error.heading}: {error}", file=sys.stderr, flush=True)
         return error.exit_code
+    except OSError as error:
+        print(f"qwenlib: failed: {error.filename}: {error.strerror}.", file=sys.stderr, flush=True)
+        return 1
+    except KeyboardInterrupt:
+        print("qwenlib: interrupted.", file=sys.stderr, flush=True)
+        return 130
 
 
 def work(
@@ -151,7 +159,9 @@ def _upload(output: Path, url: str, environ: Mapping[str, str]) -> None:
 
 def _default_output(environ: Mapping[str, str]) -> Path:
     cache = Path(modelarts.CACHE)
-    return (cache if cache.is_dir() and os.access(cache, os.W_OK) else Path.cwd()) / "qwenlib" / "run"
+    if cache.is_dir() and os.access(cache, os.W_OK):
+        return cache / "qwenlib" / "run"
+    return Path.cwd() / "runs" / "job"  # qwenlib/ may be the package, in a checkout
 
 
 def _pair(text: str) -> Tuple[str, str]:

@@ -26,12 +26,13 @@ def once(folder: Union[str, Path], job: str, work: Callable[[], int], begun: Opt
         begun: when this process was started (time.time()); None: now.
 
     Raises:
+        Refused: ``folder`` cannot be made.
         WorkFailed: the process that did the work died without a word (killed, out of memory).
     """
     begun = time.time() if begun is None else begun
     name = re.sub(r"[^\w.-]", "_", job)[:80]
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    files.make_folder(folder)
     record = folder / f"{name}.json"
     with open(folder / f"{name}.lock", "a", encoding="utf-8") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # released by the kernel when its holder ends, however it ends

@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import IO, Any, Callable, Dict, List, Optional, Union
 
 from qwenlib.errors import Refused, WorkFailed
-from qwenlib.files import write_json
+from qwenlib.files import make_folder, write_json
 from qwenlib.launch import failure, processes, rundir
 from qwenlib.launch import plan as plans
 from qwenlib.launch.plan import SPEC_FILE, Plan
 from qwenlib.launch.rundir import FINAL, read_status
+from qwenlib.progress import tell
 
 START_SECONDS = 60.0
 """How long the supervisor may take to start all processes."""
@@ -44,9 +45,9 @@ def start(plan: Plan, detach: bool = False) -> Run:
     plan = plans.with_port(plan)
     folder = plan.folder
     if detach and os.environ.get(WORKBOOK_MARK):
-        print("a workbook run ends what its stages start: the ranks are tied, not detached", file=sys.stderr)
+        tell("a workbook run ends what its stages start: the ranks are tied, not detached")
         detach = False
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     devices = [] if plan.device_target == "CPU" else plan.device_ids or list(range(plan.ranks))
     with rundir.lock(folder) as lock, rundir.device_locks(devices, folder, plan.share_devices) as cards:
         rundir.refuse_leftovers(folder)
@@ -182,7 +183,7 @@ class Run:
         except KeyboardInterrupt:
             if not self.detached:
                 raise
-            print(self.farewell(), file=sys.stderr, flush=True)
+            tell(self.farewell())
             raise Unwatched from None
         finally:
             if not self.detached:
@@ -198,13 +199,10 @@ class Run:
     def _wait(
         self, on_tick: Optional[Callable[[Dict[str, Any]], object]], interval: float, deadline: Optional[float]
     ) -> Optional[Dict[str, Any]]:
-        told = False
+        told = ""
         while True:
             status = self.poll()
-            if status.get("hanging") and not told:
-                told = True
-                what = failure.hang_text(status["hanging"])
-                print(f"{status['hanging']['ranks'][0]} {what}", file=sys.stderr, flush=True)
+            told = _tell_hang(status, told)
             if on_tick is not None:
                 on_tick(status)
             if status["state"] in FINAL:
@@ -233,9 +231,18 @@ class Run:
     def stop(self) -> Dict[str, Any]:
         """End all ranks and what they started (SIGTERM, the plan's grace, SIGKILL); harmless when all has ended.
 
+        An interrupt meanwhile is passed on when all has ended; a second one at once.
+
         Raises:
             Refused: it runs on another host.
         """
+        try:
+            return self._stop()
+        except (KeyboardInterrupt, SystemExit):
+            self._stop()
+            raise
+
+    def _stop(self) -> Dict[str, Any]:
         ours = self._supervisor is not None and not self.detached
         if ours:
             with contextlib.suppress(OSError, ValueError):
@@ -309,7 +316,7 @@ class Run:
             if status["state"] == "waiting":
                 deadline = time.monotonic() + START_SECONDS
                 if not told:
-                    print("waiting for the other nodes: start the same command there", file=sys.stderr, flush=True)
+                    tell("waiting for the other nodes: start the same command there")
                     told = True
             elif status["state"] != "starting":
                 break
@@ -319,6 +326,18 @@ class Run:
         cause = status.get("root_cause")
         if cause and cause["reason"] == "refused":
             raise Refused(str(cause["message"]))
+
+
+def _tell_hang(status: Dict[str, Any], told: str) -> str:
+    """Say once that a rank hangs, and that it goes on; returns the rank that hangs now."""
+    hanging = status.get("hanging")
+    first = str(hanging["ranks"][0]) if hanging else ""
+    if hanging and first != told:
+        print(f"{first} {failure.hang_text(hanging)}", file=sys.stderr, flush=True)
+    elif told and not first and status["state"] == "running":
+        step = next((entry.get("step") for entry in status["ranks"] if entry["name"] == told), None)
+        print(f"{told} goes on: step {step}", file=sys.stderr, flush=True)
+    return first
 
 
 def launches(run_dir: Path) -> List[Path]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import re
 import signal
@@ -125,10 +126,14 @@ def _ended(rank: Dict[str, Any], oom: bool) -> str:
 def hang_text(hanging: Dict[str, Any]) -> str:
     """What the watchdog saw, as a predicate: "has taken no step for 300 s …"."""
     more = f" (the same holds for {', '.join(hanging['ranks'][1:])})" if hanging["ranks"][1:] else ""
-    return (
-        f"hangs: no step for {hanging['seconds']:.0f} s after step {hanging['step']}, where one usually takes "
+    seconds = max(hanging["seconds"], time.time() - hanging.get("since", math.inf))
+    text = (
+        f"hangs: no step for {seconds:.0f} s after step {hanging['step']}, where one usually takes "
         f"{hanging['usual']:.2g} s{more}"
     )
+    for name, pid in (hanging.get("stopped") or {}).items():
+        text += f"; {name} was stopped by a signal, and goes on with: kill -CONT {pid}"
+    return text
 
 
 def paragraph(status: Dict[str, Any]) -> str:
@@ -146,6 +151,8 @@ def paragraph(status: Dict[str, Any]) -> str:
     text = text.rstrip(". ") + "."
     if total > 1:
         text += " The other ranks were ended."
+    if cause.get("before"):  # the launcher saw it
+        text += f" Before that, {cause['before']}."
     if cause.get("last_lines"):
         return f"{text} The last lines of {cause['log']}:\n" + "\n".join(f"  | {line}" for line in cause["last_lines"])
     return f"{text} Its log: {cause['log']}"

@@ -267,8 +267,10 @@ def free_port(host: str, port: int = 0, meeting: bool = False) -> int:
     """``port`` when it is free, else (0) a free one.
 
     Raises:
-        Refused: it is in use, or ``host`` is no address of this machine.
+        Refused: it is no port, is in use, or ``host`` is no address of this machine.
     """
+    if not 0 <= port < 65536:
+        raise Refused(f"port must be 0 to 65535, found {port}.")
     with socket.socket() as probe:
         # As a server does it: connections in TIME_WAIT do not count, a listener does.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -61,6 +61,15 @@ def is_zombie(process: psutil.Process) -> bool:
         return True
 
 
+def is_stopped(who: Dict[str, Any]) -> bool:
+    """The process with this identity was stopped by a signal (SIGSTOP, SIGTSTP) and waits for SIGCONT."""
+    process = find(who)
+    try:
+        return process is not None and process.status() == psutil.STATUS_STOPPED
+    except psutil.Error:
+        return False
+
+
 def below(pid: int) -> List[psutil.Process]:
     """All running descendants of a process."""
     try:

@@ -7,6 +7,7 @@ import errno
 import fcntl
 import json
 import os
+import shlex
 import time
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Optional, Union
@@ -18,7 +19,9 @@ from qwenlib.launch.plan import SCHEDULER, SPEC_FILE, STATE_FILE
 
 LOCK_FILE, SUPERVISOR_LOG, EARLIER = "launch.lock", "supervisor.log", "earlier"
 FINAL = ("done", "failed", "stopped")
-OURS = (STATE_FILE, SPEC_FILE, SUPERVISOR_LOG, SCHEDULER, "rank_*", "metrics.jsonl", "watch.json", "loss.png")
+RESERVE_FILE = ".launch.reserve"
+WATCHED = ("metrics.jsonl", "watch.json", "loss.png")
+OURS = (STATE_FILE, SPEC_FILE, SUPERVISOR_LOG, SCHEDULER, RESERVE_FILE, "rank_*", *WATCHED)
 SILENT_SECONDS = 60.0
 """A supervisor on another host that gave no sign of life for this long is taken for lost."""
 DEVICE_LOCKS = Path("/tmp")
@@ -37,10 +40,15 @@ def find_launch(run_dir: Union[str, Path]) -> Path:
     """The absolute folder of a launch: ``run_dir``, or its ``node_N`` on a further node with a disk of its own.
 
     Raises:
-        Refused: nothing was launched there; launches right below it are named.
+        Refused: nothing was launched there; launches right below it are named. Or its state cannot be read.
     """
     folder = Path(run_dir).expanduser().absolute()
-    if read_status(folder) is not None:
+    if (folder / STATE_FILE).is_file():
+        if not whole(read_status(folder)):
+            raise Refused(
+                f"{folder / STATE_FILE} is damaged, or no state of a launch: what runs there cannot be told from it. "
+                f"The logs, if there are any: {folder}/rank_N/{failure.LOG_FILE}"
+            )
         return folder
     if not folder.is_dir():
         raise Refused(f"there is no run directory {folder}.")
@@ -49,6 +57,15 @@ def find_launch(run_dir: Union[str, Path]) -> Path:
         return folder / below[0]
     hint = f" These below it are: {', '.join(below)}." if below else " It is the --output_dir of `qwenlib train`."
     raise Refused(f"{folder} is no run directory of a launch ({STATE_FILE} is missing).{hint}")
+
+
+def whole(status: Optional[Dict[str, Any]]) -> bool:
+    """It has what the supervisor always writes (the file is replaced atomically, but a disk or a person may err)."""
+    if status is None or not all(isinstance(status.get(key), str) for key in ("id", "state")):
+        return False
+    entries = [*status["ranks"], *filter(None, [status.get("scheduler")])] if isinstance(status["ranks"], list) else [0]
+    keys = {"name", "pid", "state", "exit_code", "signal"}
+    return "supervisor" in status and all(isinstance(entry, dict) and keys <= entry.keys() for entry in entries)
 
 
 def here(status: Dict[str, Any]) -> bool:
@@ -73,7 +90,7 @@ def current(folder: Path) -> Dict[str, Any]:
             if alive:
                 status["root_cause"]["message"] += (
                     f" {len(alive)} process(es) that it started are still there (pids "
-                    f"{', '.join(map(str, alive))}); end them with: qwenlib stop {folder}"
+                    f"{', '.join(map(str, alive))}); end them with: qwenlib stop {shlex.quote(str(folder))}"
                 )
     if status is None:
         raise Refused(f"{folder / STATE_FILE} cannot be read.")
@@ -120,8 +137,9 @@ def lock(folder: Path) -> Iterator[Any]:
     """
     with open(folder / LOCK_FILE, "ab") as held:
         if not _try_lock(held):
+            where = shlex.quote(str(folder))
             raise Refused(
-                f"a run is going on in {folder}. See `qwenlib status {folder}`; end it with `qwenlib stop {folder}`, "
+                f"a run is going on in {folder}. See `qwenlib status {where}`; end it with `qwenlib stop {where}`, "
                 "or choose another run directory."
             )
         yield held
@@ -182,7 +200,9 @@ def refuse_leftovers(folder: Path) -> None:
             raise Refused(f"a run is going on in {folder}, started on another host or container. Stop it there first.")
         return
     if status["state"] not in FINAL and processes.find(status.get("supervisor")):
-        raise Refused(f"a run is going on in {folder}. Wait for its end, or end it with: qwenlib stop {folder}")
+        raise Refused(
+            f"a run is going on in {folder}. Wait for its end, or end it with: qwenlib stop {shlex.quote(str(folder))}"
+        )
     entries: List[Dict[str, Any]] = [*status["ranks"], *filter(None, [status.get("scheduler")])]
     alive = {int(entry["pid"]) for entry in entries if processes.find(entry)}
     if "id" in status:
@@ -191,7 +211,7 @@ def refuse_leftovers(folder: Path) -> None:
         pids = " ".join(map(str, sorted(alive)))
         raise Refused(
             f"processes of an earlier run in {folder} are still there (pids {pids.replace(' ', ', ')}). "
-            f"End them with: qwenlib stop {folder}"
+            f"End them with: qwenlib stop {shlex.quote(str(folder))}"
         )
 
 

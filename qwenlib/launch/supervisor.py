@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import os
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,8 +24,12 @@ from qwenlib.files import read_json, write_json
 from qwenlib.launch import failure, heartbeat, processes
 from qwenlib.launch.nodes import Nodes
 from qwenlib.launch.plan import STATE_FILE, free_port
+from qwenlib.launch.rundir import RESERVE_FILE
 
 TICK_SECONDS = 1.0
+FULL_BYTES = 2**20
+RESERVE_BYTES = 65536
+"""Kept free for the last state."""
 STOPPED = "it was stopped"
 
 
@@ -41,6 +46,7 @@ class Supervisor:
         self.nodes: Optional[Nodes] = None
         self.port = int(spec["port"])
         self.restarts = 0
+        self.before = ""
         self.dog: Optional[heartbeat.Watchdog] = None
         self.state: Dict[str, Any] = {
             "id": spec["id"],
@@ -72,6 +78,8 @@ class Supervisor:
             signal.signal(number, self._on_signal)
         processes.adopt_orphans()
         self._save()
+        with contextlib.suppress(OSError):
+            (self.run_dir / RESERVE_FILE).write_bytes(b"\0" * RESERVE_BYTES)
         try:
             self.nodes = Nodes(self.spec["nodes"])
             self._meet(wake, self.nodes)
@@ -125,7 +133,7 @@ class Supervisor:
         if self.dog is None:
             return
         self.dog.look()
-        late, hanging = self.dog.late(), self.dog.hanging()
+        late, hanging = self.dog.late(), self._hanging()
         if late:
             log = self.run_dir / late[0] / failure.LOG_FILE
             others = f" Neither has {', '.join(late[1:])}." if late[1:] else ""
@@ -137,9 +145,18 @@ class Supervisor:
             cause = {"rank": hanging["ranks"][0], "reason": "hang", "message": failure.hang_text(hanging)}
             cause.update(time=time.time(), log=str(log), last_lines=failure.last_lines(log))
             self.state["root_cause"] = cause
-        elif (hanging is None) != (self.state["hanging"] is None):
+        elif _who(hanging) != _who(self.state["hanging"]):
             self.state["hanging"] = hanging and {**hanging, "since": time.time() - hanging["seconds"]}
             self._save()
+
+    def _hanging(self) -> Optional[Dict[str, Any]]:
+        """What the watchdog says; a rank that was stopped by a signal is the one for which the others wait."""
+        found = self.dog.hanging() if self.dog else None
+        if found is None:
+            return None
+        stopped = {entry["name"]: entry["pid"] for entry in self.state["ranks"] if processes.is_stopped(entry)}
+        ranks = [*stopped, *(name for name in found["ranks"] if name not in stopped)]
+        return {**found, "ranks": ranks, "stopped": stopped}
 
     def _again(self) -> bool:
         """After a failure: end what is left and prepare another start, when there is one left to try."""
@@ -281,6 +298,8 @@ class Supervisor:
     def _end(self) -> List[int]:
         """End what still runs; returns the pids that would not go."""
         me, grace = os.getpid(), float(self.spec["grace"])
+        if not self.ending:  # afterwards nobody can see it any more
+            self.before = self._before()
         self._reap()
         self.ending = True
         # A child that is not yet reaped keeps its pid, so its process group is surely ours.
@@ -295,6 +314,22 @@ class Supervisor:
         oom = processes.oom_kills() > self.oom_before
         if not self.state["root_cause"]:
             self.state["root_cause"] = failure.root_cause(self.run_dir, self._entries(), oom)
+        cause = self.state["root_cause"]
+        if cause and cause["rank"] and cause["reason"] not in ("hang", "not ready") and self.before:
+            cause["before"] = self.before
+
+    def _before(self) -> str:
+        """What a rank could not say itself: one stands still, for which the others waited; or the disk is full."""
+        still = [entry["name"] for entry in self.state["ranks"] if processes.is_stopped(entry)]
+        if still:
+            return f"{', '.join(still)} had been stopped by a signal (SIGSTOP): the others waited in vain"
+        if not self._failed():
+            return ""
+        with contextlib.suppress(OSError):
+            if shutil.disk_usage(self.run_dir).free < FULL_BYTES:
+                return f"the disk below {self.run_dir} had become full"
+        hanging = self.dog.hanging() if self.dog else None
+        return f"{hanging['ranks'][0]} {failure.hang_text(hanging)}" if hanging else ""
 
     def _finish(self) -> None:
         """End what still runs, tell the cause, write the last state."""
@@ -313,7 +348,7 @@ class Supervisor:
             self._blame()
         self.state["state"] = "done" if done else "stopped" if stopped else "failed"
         self.state.update(left=left, hanging=None, finished=time.time())
-        self._save()
+        self._save_end()
         if self.nodes:
             self.nodes.close(self.state["state"], "" if done else failure.paragraph(self.state).splitlines()[0])
 
@@ -323,6 +358,16 @@ class Supervisor:
         except (OSError, WorkFailed) as error:  # a full disk must not keep us from ending the ranks
             with contextlib.suppress(OSError):
                 print(f"{STATE_FILE} could not be written: {error}", file=sys.stderr, flush=True)
+
+    def _save_end(self) -> None:
+        """The last state finds room on a disk that the ranks have filled: in what was kept free for it."""
+        with contextlib.suppress(OSError):
+            (self.run_dir / RESERVE_FILE).unlink()
+        self._save()
+
+
+def _who(hanging: Optional[Dict[str, Any]]) -> Any:
+    return hanging and (hanging["ranks"], hanging["stopped"])
 
 
 def _cause(message: str) -> Dict[str, Any]:

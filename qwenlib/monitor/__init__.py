@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from qwenlib.monitor.diagnosis import Diagnosis, diagnose
 from qwenlib.monitor.flops import flops_per_token, peak_flops, peak_here
-from qwenlib.monitor.metrics import MetricsTail, read_metrics, summarize
+from qwenlib.monitor.metrics import MetricsTail, last_steps, read_metrics, summarize
 from qwenlib.monitor.panel import LivePlot
 from qwenlib.monitor.plots import compare, plot
 from qwenlib.monitor.reader import LossReader, Step
@@ -24,6 +24,7 @@ __all__ = [
     "explained",
     "export",
     "flops_per_token",
+    "last_steps",
     "load_signatures",
     "peak_flops",
     "peak_here",

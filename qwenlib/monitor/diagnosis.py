@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
 
-from qwenlib.launch import read_status
+from qwenlib.launch import read_status, rundir
 from qwenlib.launch.failure import ERROR_FILE
 from qwenlib.monitor import logs, report
 from qwenlib.monitor.scan import Hit, scan_bytes, scan_file
@@ -103,6 +103,8 @@ def diagnose(run_dir: Union[str, Path], signatures: Sequence[Union[str, Path]] =
     table = load_signatures(signatures)
     folder = logs.find_run(run_dir)
     status = read_status(folder)
+    if rundir.whole(status):
+        status = rundir.current(folder)  # a supervisor that is gone could not write how it ended
     found = logs.find_logs(folder, status)
     result = Diagnosis(folder, str((status or {}).get("state", "unknown")), logs=len(found))
     ends = {entry["rank"]: entry for entry in logs.entries(status)}
@@ -276,7 +278,7 @@ def _put_in_order(
     result.unknown = sorted((e for rank, e in errors.items() if rank not in explained), key=Finding.order)
     ordered = sorted(findings, key=Finding.order)
     cause = (status or {}).get("root_cause")
-    result.said = str(cause.get("message") or "") if isinstance(cause, dict) else ""
+    result.said = _said(cause) if isinstance(cause, dict) else ""
     candidates = sorted([*ordered, *[e for e in result.unknown if e.level == _UNKNOWN]], key=Finding.order)
     if not candidates or candidates[0].kind == "unknown":
         first = None
@@ -290,6 +292,12 @@ def _put_in_order(
     result.secondary = [finding for finding in rest if finding not in result.others]
     if not result.unknown and first is None:
         result.unknown = sorted(errors.values(), key=Finding.order)
+
+
+def _said(cause: Dict[str, Any]) -> str:
+    """The launcher's words, with the rank that they are about."""
+    before = f" Before that, {cause['before']}." if cause.get("before") else ""
+    return " ".join(filter(None, [str(cause.get("rank") or ""), str(cause.get("message") or "")])) + before
 
 
 def _hint(result: Diagnosis, findings: List[Finding], logged: List[int], threshold: float) -> str:

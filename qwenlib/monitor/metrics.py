@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import json
 import os
@@ -36,6 +35,13 @@ COLUMNS = {
 }
 """Columns of :func:`read_metrics`. ``tokens_*``: rows of ``seq_length``, padding included; ``real_*``: without.
 ``mfu``: 0 to 1, padding included (:mod:`qwenlib.monitor.flops`); empty for a chip whose peak is not known."""
+
+
+SHOWN = (
+    *("step", "epoch", "loss", "lr", "per_step_time_ms", "loss_scale", "overflow", "global_norm"),
+    *("tokens_per_second", "mfu"),
+)
+"""Columns of :func:`last_steps`."""
 
 
 class MetricsTail:
@@ -77,15 +83,13 @@ class MetricsTail:
         self._half = b""
         self._steps: List[int] = []
         self._known: Optional[int] = None
-        self._pending: List[Dict[str, Any]] = []  # could not be written yet
         self._lock: Optional[IO[bytes]] = None
+        self._unwritten: List[Dict[str, Any]] = []
+        self.trouble = ""
+        """Why the last records are not in the file (a full disk); they follow as soon as it takes them."""
 
     def update(self, last: bool = False) -> List[Dict[str, Any]]:
-        """Read what is new and append it; returns the new records. ``last``: the log has ended.
-
-        Raises:
-            OSError: a file could not be read or written (a full disk); nothing is lost when it is called again.
-        """
+        """Read what is new and append it; returns the new records. ``last``: the log has ended."""
         records = [] if self._lock else self._read_written()
         if not self._lock:
             more = self._take_over()
@@ -102,11 +106,21 @@ class MetricsTail:
             steps += self.reader.feed(data)
         if last:
             steps += self.reader.close()
-        self._pending += [self._record(step) for step in self._not_written(steps)]
-        if self._pending:
-            append(self.metrics, self._pending)
-        new, self._pending = self._pending, []
+        new = [self._record(step) for step in self._not_written(steps)]
+        self._write(new)
         return records + new
+
+    def _write(self, new: List[Dict[str, Any]]) -> None:
+        """A disk that takes nothing must not end a training for a line of its metrics."""
+        self._unwritten += new
+        if not self._unwritten:
+            return
+        try:
+            append(self.metrics, self._unwritten)
+        except OSError as error:
+            self.trouble = f"{self.metrics} cannot be written: {error.strerror}"
+            return
+        self._unwritten, self.trouble = [], ""
 
     def _not_written(self, steps: List[Step]) -> List[Step]:
         """Without those of the log that an earlier watcher wrote: they stand at the file's end, in the same order.
@@ -190,20 +204,18 @@ def count_lines(path: Path) -> Tuple[int, int]:
 def append(path: Path, records: List[Dict[str, Any]]) -> None:
     """Append whole lines by one ``write``, so that a reader sees all of a line or (at the very end) none.
 
-    Raises:
-        OSError: they could not be written; the file is as it was.
+    When the disk does not take all of them, the file is as it was.
     """
     text = "".join(json.dumps(record, allow_nan=False) + "\n" for record in records)
     handle = os.open(str(path), os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+    size = os.fstat(handle).st_size
     try:
-        data, size = text.encode("utf-8"), os.fstat(handle).st_size
-        try:
-            while data:
-                data = data[os.write(handle, data) :]
-        except OSError:
-            with contextlib.suppress(OSError):
-                os.ftruncate(handle, size)
-            raise
+        data = text.encode("utf-8")
+        while data:
+            data = data[os.write(handle, data) :]
+    except OSError:
+        os.ftruncate(handle, size)
+        raise
     finally:
         os.close(handle)
 
@@ -258,6 +270,12 @@ def to_frame(records: List[Dict[str, Any]]) -> pandas.DataFrame:
     return pandas.DataFrame(
         {name: pandas.Series([record.get(name) for record in records], dtype=kind) for name, kind in COLUMNS.items()}
     )
+
+
+def last_steps(frame: pandas.DataFrame, count: int = 5) -> pandas.DataFrame:
+    """The last ``count`` rows of :func:`read_metrics`, as narrow as a page: :data:`SHOWN`, without empty columns."""
+    shown = frame[list(SHOWN)].dropna(axis=1, how="all").tail(count)
+    return shown.round({"tokens_per_second": 1, "mfu": 4})
 
 
 def summarize(frame: pandas.DataFrame) -> Dict[str, Any]:

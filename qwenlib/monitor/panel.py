@@ -6,7 +6,6 @@ import base64
 import contextlib
 import io
 import re
-import sys
 import threading
 import time
 import uuid
@@ -19,7 +18,7 @@ from qwenlib.launch.failure import last_lines
 from qwenlib.monitor.memory import Memory
 from qwenlib.monitor.metrics import join, to_frame
 from qwenlib.monitor.plots import plot
-from qwenlib.progress import PLAIN_SECONDS, headless, in_kernel
+from qwenlib.progress import PLAIN_SECONDS, headless, in_kernel, tell
 
 PLOT_FILE = "loss.png"
 REDRAW_SECONDS = 1.0
@@ -76,7 +75,7 @@ class LivePlot:
         if not self.live:
             if now - self._said >= self.seconds:
                 self._said = now
-                print(self.status(), file=sys.stderr, flush=True)
+                tell(self.status())
             return
         if now - self._worded >= REDRAW_SECONDS:
             self._worded = now
@@ -148,7 +147,7 @@ class LivePlot:
         if self.live and self._launch:
             self._show("status", self._words())
         if not self.records:
-            print(status, file=sys.stderr, flush=True)
+            tell(status)
             return None
         png = self._png()
         path = self.folder / PLOT_FILE
@@ -158,10 +157,10 @@ class LivePlot:
             if self.live:
                 self._show("status", self._words())
             else:
-                print(status, file=sys.stderr, flush=True)
+                tell(status)
             self._show("plot", {"image/png": png, "text/plain": str(path)})
         else:
-            print(f"{status}; {path}", file=sys.stderr, flush=True)
+            tell(f"{status}; {path}")
         return path
 
     def _elapsed(self) -> float:
@@ -173,7 +172,7 @@ class LivePlot:
 
     def _words(self) -> Dict[str, Any]:
         """Status, ranks and log as text and as HTML; everything that comes from outside is escaped."""
-        head = ["rank", "state", "pid", "GiB (RSS)", "peak", "CPU", "card MB"]
+        head = ["rank", "state", "pid", "GiB (RSS)", "peak GiB", "CPU", "card MB"]
         rows = self.rows()
         head, *body = _drop_empty([head, *rows[:MOST_ROWS]])
         more = f"… and {len(rows) - MOST_ROWS} more ranks" if len(rows) > MOST_ROWS else ""
@@ -229,7 +228,8 @@ class LivePlot:
 
 def brief(line: str) -> str:
     """A log line as narrow as it can be told: time without the date, no source file, no runs of blanks."""
-    return _BLANKS.sub("  ", _ORIGIN.sub(r"\1 \2 ", line))[:LOG_WIDTH]
+    told = _BLANKS.sub("  ", _ORIGIN.sub(r"\1 \2 ", line))
+    return told if len(told) <= LOG_WIDTH else told[: LOG_WIDTH - 1] + "…"
 
 
 def _drop_empty(table: List[List[str]]) -> List[List[str]]:

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from qwenlib.monitor.diagnosis import Diagnosis, Finding
 
 WIDTH = 110
+_UNDER_WAY = ("waiting", "starting", "running")
 
 
 def text(found: Diagnosis) -> str:
@@ -21,6 +22,8 @@ def text(found: Diagnosis) -> str:
         lines += [f"{cause.what}.", *_fields(cause)]
     elif found.state == "done" and not found.others:
         lines.append("Nothing to explain: every rank ended well.")
+    elif found.state in _UNDER_WAY and not (found.others or found.unknown or found.said):
+        lines.append("Nothing to explain: it has not ended, and no line of the logs looks like an error.")
     else:
         lines.append("Not recognised: no line of the logs has a signature of the table.")
         if found.said:

@@ -96,27 +96,21 @@ def _follow(
     plot = LivePlot(run.run_dir, facts.title, facts.total_steps, seconds, log, button=True)
     panel = _Panel(plot)
     seen: Dict[str, Any] = status
-    told: List[str] = []
-
-    def news(last: bool = False) -> List[Dict[str, Any]]:
-        """A disk that is full for a while must not end a training for its curve."""
-        try:
-            return tail.update(last)
-        except OSError as error:
-            if not told:
-                told.append(str(error))
-                print(f"{metrics} cannot be kept up: {error}. The training goes on.", file=sys.stderr, flush=True)
-            return []
+    told = False
 
     def tick(now: Dict[str, Any]) -> None:
         seen.clear()
         seen.update(now)
-        take(news(), now)
+        take(tail.update(), now)
         if plot.stop_asked.is_set():
             plot.stop_asked.clear()
             run.stop()
 
     def take(records: List[Dict[str, Any]], now: Dict[str, Any]) -> None:
+        nonlocal told
+        if tail.trouble and not told:
+            told = True
+            print(tail.trouble, file=sys.stderr, flush=True)
         if writer is not None:
             writer.add(records)
         panel.update(records, now)
@@ -126,7 +120,7 @@ def _follow(
     except WorkFailed as error:
         raise WorkFailed(explained(str(error), run.run_dir, seen)) from None
     finally:
-        take(news(last=True), seen)
+        take(tail.update(last=True), seen)
         panel.finish(seen)
         tail.close()
         if writer is not None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from qwenlib import profile as profiles
-from qwenlib.doctor.report import FAIL, OK, Finding
-from qwenlib.preflight.report import GIB, Report, numbered
+from qwenlib.doctor.needs import GIB
+from qwenlib.doctor.report import FAIL, OK, Finding, numbered
+from qwenlib.preflight.report import Report
 from qwenlib.profile import Profile
 
 
@@ -22,4 +23,4 @@ def check_predict(profile: Profile) -> Report:
         parts = ", ".join(f"{name} {size / GIB:.1f}" for name, size in memory.parts.items())
         text = f"about {memory.total / GIB:.1f} of {limit / GIB:.0f} GiB: {parts}"
         found.append(Finding("device memory", OK if memory.total <= limit else FAIL, text))
-    return numbered(profile.name, "predict", found)
+    return Report(numbered(found), profile.name, "predict")

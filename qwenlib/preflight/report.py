@@ -6,12 +6,10 @@ import importlib.util
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterable, List, Mapping, Optional, Tuple, Union
+from typing import Any, Callable, Dict, Mapping, Optional, Union
 
-from qwenlib.doctor.report import FAIL, Finding
+from qwenlib.doctor.report import Findings
 from qwenlib.errors import Refused
-
-GIB = 2**30
 
 
 @dataclass
@@ -34,28 +32,15 @@ class Inputs:
 
 
 @dataclass(frozen=True)
-class Report:
-    """All findings, numbered from 1."""
+class Report(Findings):
+    """What was found of a training, or of answering."""
 
     profile: str
     task: str
-    findings: Tuple[Finding, ...]
-
-    @property
-    def fails(self) -> List[Finding]:
-        """What stops the training."""
-        return [item for item in self.findings if item.state == FAIL]
 
     def text(self) -> str:
         """One line a finding."""
         return "\n".join(item.text() for item in self.findings)
-
-    def frame(self) -> Any:
-        """A pandas table: number, state, check, reason."""
-        import pandas
-
-        rows = [(item.number, item.state, item.name, item.reason) for item in self.findings]
-        return pandas.DataFrame(rows, columns=["number", "state", "check", "reason"]).set_index("number")
 
     def stop(self) -> None:
         """End here when something failed.
@@ -64,11 +49,5 @@ class Report:
             Refused: naming every FAIL.
         """
         if self.fails:
-            told = "; ".join(f"{item.name}: {item.reason.rstrip('.')}" for item in self.fails)
-            raise Refused(f"profile {self.profile}, {self.task}: {len(self.fails)} problem(s): {told}.")
-
-
-def numbered(profile: str, task: str, findings: Iterable[Finding]) -> Report:
-    """The report of ``findings``, in their order."""
-    found = tuple(Finding(item.name, item.state, item.reason, number) for number, item in enumerate(findings, 1))
-    return Report(profile, task, found)
+            told = [f"{item.name}: {item.reason.rstrip('.')}" for item in self.fails]
+            raise Refused.listing(f"profile {self.profile}, {self.task}: {len(self.fails)} problem(s)", told)

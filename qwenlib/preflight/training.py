@@ -8,10 +8,10 @@ from typing import Iterator, Optional
 
 from qwenlib import modelarts
 from qwenlib import profile as profiles
-from qwenlib.doctor.report import FAIL, OK, SKIP, WARN, Finding
+from qwenlib.doctor.report import FAIL, OK, SKIP, WARN, Finding, numbered
 from qwenlib.errors import QwenlibError
 from qwenlib.preflight import weights
-from qwenlib.preflight.report import Inputs, Report, numbered
+from qwenlib.preflight.report import Inputs, Report
 from qwenlib.profile import Profile, Task
 
 ACCTRANSFORMER = (
@@ -37,12 +37,13 @@ def check(profile: Profile, task_name: str, inputs: Optional[Inputs] = None) -> 
         except QwenlibError as error:
             if str(error) not in {item.reason for item in found}:  # two checks may look for the same file
                 found.append(Finding(one.__name__.replace("_", " "), FAIL, str(error)))
-        except ZeroDivisionError:  # a size of 0 has been told above
-            continue
+        except (ArithmeticError, KeyError, ValueError, re.error):
+            if found[0].state != FAIL:  # else: of a value that the profile's own FAIL has told
+                raise
     if _goes_on(given):
         busy = "a training goes on in the run directory: what it takes is no problem of its own"
         found = [Finding(i.name, SKIP, busy) if i.name in _TAKEN and i.state == FAIL else i for i in found]
-    return numbered(profile.name, task_name, found)
+    return Report(numbered(found), profile.name, task_name)
 
 
 _TAKEN = ("host memory", "disk")

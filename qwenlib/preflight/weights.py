@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Dict, Iterator
 
+from qwenlib.doctor.needs import GIB
 from qwenlib.doctor.report import FAIL, OK, SKIP, WARN, Finding
-from qwenlib.preflight.report import GIB, Inputs
+from qwenlib.files import existing, free_bytes
+from qwenlib.preflight.report import Inputs
 from qwenlib.profile import Profile, Task
 
 
@@ -61,8 +62,8 @@ def checkpoint(profile: Profile, task: Task, given: Inputs) -> Iterator[Finding]
 def _slices(profile: Profile, task: Task, path: Path) -> Finding:
     from qwenlib.weights import fit
 
-    rank = task.adapter.lora_rank if task.adapter else 0
-    problems = fit.misfits(path, profile.model, task.parallel, profile.device_target != "CPU", lora_rank=rank)
+    shards = profile.device_target != "CPU"
+    problems = fit.misfits(path, profile.model, task.parallel, shards, adapter=task.adapter)
     files = fit.rank_files(path)
     if problems or not files:
         told = "; ".join(problems) or "it holds no rank_N"
@@ -141,9 +142,6 @@ def disk(profile: Profile, task: Task, given: Inputs) -> Iterator[Finding]:
     # Data-parallel ranks without sharding each write all of it; keep_checkpoint_max to resume from, one of weights.
     copies = task.parallel.ranks if profile.device_target == "CPU" else 1
     need = copies * (task.keep_checkpoint_max * (whole + 8 * learned) + whole)
-    folder = Path(given.run_dir).absolute()
-    while not folder.exists():
-        folder = folder.parent
-    free = shutil.disk_usage(folder).free
-    text = f"checkpoints take {need / GIB:.2f} GiB below {folder}, {free / GIB:.1f} GiB are free"
+    free = free_bytes(given.run_dir)
+    text = f"checkpoints take {need / GIB:.2f} GiB below {existing(given.run_dir)}, {free / GIB:.1f} GiB are free"
     yield Finding("disk", OK if need <= free else FAIL, text)

@@ -72,7 +72,7 @@ MOST = 80
 """Characters of a found value in a message."""
 
 _RULES: List[Rule] = [
-    Rule(1, "the file name ends with .json", "path is not a valid .json file", "EI0003"),
+    Rule(1, "the file name ends with .json", "path is not a valid .json file", "internal error"),
     Rule(2, "the file exists and can be read", "path is not a valid real path", "EI0004"),
     Rule(3, "the file is whole JSON, without comments", "Invalid ranktable format.", "EI0004"),
     Rule(4, "status is completed", "Load ranktable file timeout (after 1800 s)", "timeout"),

@@ -102,9 +102,8 @@ def _ranks(servers: Sequence[ServerDraft], problems: List[Problem]) -> None:
     for server in servers:
         ranks = [card.rank_id for card in server.cards if card.rank_id is not None]
         if ranks and max(ranks) - min(ranks) + 1 != len(ranks):
-            where = next(
-                (f"{c.path}.rank_id" for c in server.cards if c.rank_id != min(ranks) + server.cards.index(c)), ""
-            )
+            places = enumerate(server.cards, min(ranks))
+            where = next((f"{card.path}.rank_id" for place, card in places if card.rank_id != place), "")
             listed = ", ".join(map(str, sorted(ranks)))
             if server.pods:
                 where = f"{server.pods[0]}.pod_name"

@@ -9,11 +9,14 @@ from qwenlib.progress import in_kernel
 
 _CELL = "padding:6px 10px;vertical-align:top;text-align:left;white-space:pre-wrap;border-bottom:1px solid #ddd"
 
+_NOTHING = '<span style="color:#888">(empty)</span>'
+"""A model may end its answer at once; a blank cell would look like a fault of the table."""
+
 
 def answers_html(table: Any) -> str:
     """A DataFrame of :func:`qwenlib.infer.compare` as an HTML table; every text is escaped.
 
-    Answers equal to the expected one are green, others are not coloured.
+    Answers equal to the expected one are green, others are not coloured; a text of blanks alone is told as empty.
     """
     head = "".join(f'<th style="{_CELL}">{html.escape(str(name))}</th>' for name in table.columns)
     lines: List[str] = []
@@ -22,7 +25,8 @@ def answers_html(table: Any) -> str:
         for name, value in row.items():
             right = name not in ("prompt", "expected") and value and value == row.get("expected")
             colour = ";background:#d7f0d7;color:#063" if right else ""
-            cells += f'<td style="{_CELL}{colour}">{html.escape(str(value))}</td>'
+            shown = html.escape(str(value)) if str(value).strip() else _NOTHING
+            cells += f'<td style="{_CELL}{colour}">{shown}</td>'
         lines.append(f"<tr>{cells}</tr>")
     return (
         f'<table style="border-collapse:collapse"><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table>'

@@ -1,7 +1,8 @@
 """How the chat looks: HTML of its turns, its style sheet, and the few lines of script for the Enter key.
 
 The page works without the script (a front end that does not trust the notebook runs none): then Enter begins a line
-and the button sends. That the kernel is gone, ipywidgets itself tells by a class on the widget; the rest is style.
+and the button sends. That the kernel was restarted, ipywidgets itself tells by a class on the widget. Of one that was
+shut down it tells nothing: there JupyterLab's own sign in the toolbar does ("unknown": no kernel). The rest is style.
 """
 
 from __future__ import annotations
@@ -39,6 +40,9 @@ STYLE = """<style>
 .qwenlib-chat .qwenlib-sent, .qwenlib-chat .qwenlib-gone { display: none }
 .qwenlib-chat.jupyter-widgets-disconnected .qwenlib-live { display: none }
 .qwenlib-chat.jupyter-widgets-disconnected .qwenlib-gone { display: block; font-weight: bold; padding: 4px 0 }
+.jp-NotebookPanel:has(.jp-Notebook-ExecutionIndicator[data-status="unknown"]) .qwenlib-live { display: none }
+.jp-NotebookPanel:has(.jp-Notebook-ExecutionIndicator[data-status="unknown"]) .qwenlib-gone {
+  display: block; font-weight: bold; padding: 4px 0 }
 .qwenlib-chat.jupyter-widgets-disconnected::before,
 .qwenlib-chat .jupyter-widgets-disconnected::before { display: none }
 </style>"""

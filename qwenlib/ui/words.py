@@ -51,7 +51,7 @@ WORDS: Dict[str, Dict[str, str]] = {
         "busy": "An answer is on its way: wait for it, or stop it.",
         "notice": "The chat panel lives as long as the kernel of this notebook. "
         "Run the cells above and this one to have it (again).",
-        "gone": "The kernel was restarted: this conversation can be read, but not go on. "
+        "gone": "The kernel was restarted or shut down: this conversation can be read, but not go on. "
         "Run the cells above and this one again for a new one.",
         "column_prompt": "prompt",
         "column_model": "model",
@@ -106,7 +106,7 @@ WORDS: Dict[str, Dict[str, str]] = {
         "nothing": "还没有可以重新回答、保留或保存的内容。",
         "busy": "正在回答：请等待或先停止。",
         "notice": "聊天面板只在本笔记本的内核运行期间可用。运行上面的单元格和此单元格即可（重新）打开。",
-        "gone": "内核已重启：这段对话可以阅读，但不能继续。重新运行上面的单元格和此单元格即可开始新的对话。",
+        "gone": "内核已重启或关闭：这段对话可以阅读，但不能继续。重新运行上面的单元格和此单元格即可开始新的对话。",
         "column_prompt": "提示词",
         "column_model": "模型",
         "column_answer": "回答",

@@ -12,18 +12,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Optional, Tuple, Type, Union
 
+from qwenlib.weights.kinds import KINDS
+
 SLICE_BYTES = 512 * 2**20
-_TYPES = {
-    "float16": "Float16",
-    "float32": "Float32",
-    "float64": "Float64",
-    "int8": "Int8",
-    "int16": "Int16",
-    "int32": "Int32",
-    "int64": "Int64",
-    "uint8": "UInt8",
-    "bool": "Bool",
-}
 
 
 def _varint(value: int) -> bytes:
@@ -68,13 +59,13 @@ class CheckpointWriter:
         import numpy
 
         data = numpy.ascontiguousarray(array)
-        kind = _TYPES.get(str(data.dtype))
+        kind = KINDS.get(str(data.dtype))
         if kind is None:
             raise ValueError(f"{name}: a MindSpore checkpoint has no type for {data.dtype}.")
         raw = memoryview(data.reshape(-1).view(numpy.uint8))
         for start in range(0, max(len(raw), 1), SLICE_BYTES):
             part = raw[start : start + SLICE_BYTES]
-            self._stream.write(value_head(name, data.shape, kind, len(part)))
+            self._stream.write(value_head(name, data.shape, kind.mindspore, len(part)))
             self._stream.write(part)
         return len(raw)
 

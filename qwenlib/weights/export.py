@@ -6,7 +6,7 @@ import re
 import shutil
 import time
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Tuple, Union
+from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
 
 from qwenlib.errors import Refused
 from qwenlib.files import read_json, require_space, write_json
@@ -57,7 +57,8 @@ def export(
         raise Refused(f"--dtype must be one of {', '.join(DTYPES)}, found {dtype!r}.")
     limit = shard_bytes(max_shard_size)
     held = open_source(source)
-    config, model = _config(torch_ckpt_dir, model)
+    origin = None if torch_ckpt_dir is None else Path(torch_ckpt_dir).expanduser()
+    config, model = _config(origin, model)
     weights = {name: item for name, item in held.tensors.items() if is_weight(name)}
     _check(held.path, weights, model)
     output_dir = Path(output_dir).expanduser()
@@ -75,7 +76,7 @@ def export(
         if len(shards) == 1
         else [f"model-{number + 1:05d}-of-{len(shards):05d}.safetensors" for number in range(len(shards))]
     )
-    _check_folder(output_dir, names)
+    _check_folder(output_dir, names, [held.path, origin] if held.form == "hf" else [origin])
     layouts = {output_dir / name: safetensors_layout(shard) for name, shard in zip(names, shards)}
     size = sum(layout.size for layout in layouts.values())
     require_space(output_dir, size, f"exporting {held.path}")
@@ -99,10 +100,10 @@ def export(
         write_json(output_dir / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
     kinds = {item.kind for item, _ in wanted}
     config = {**config, "tie_word_embeddings": tied, "torch_dtype": kinds.pop() if len(kinds) == 1 else "float32"}
-    if torch_ckpt_dir is not None:
+    if origin is not None:
         for name in BESIDE:
-            if (Path(torch_ckpt_dir) / name).is_file():
-                shutil.copyfile(Path(torch_ckpt_dir) / name, output_dir / name)
+            if (origin / name).is_file():
+                shutil.copyfile(origin / name, output_dir / name)
     write_json(output_dir / "config.json", config)
     return {
         "output_dir": output_dir,
@@ -142,11 +143,10 @@ def _shards(tensors: List[Planned], limit: int) -> List[List[Planned]]:
     return shards
 
 
-def _config(torch_ckpt_dir: Optional[Union[str, Path]], model: Optional[Model]) -> Tuple[Dict[str, Any], Model]:
-    if torch_ckpt_dir is not None:
-        folder = Path(torch_ckpt_dir).expanduser()
-        config = read_json(folder / "config.json")
-        return config, Model(**read_folder(folder).sizes)
+def _config(origin: Optional[Path], model: Optional[Model]) -> Tuple[Dict[str, Any], Model]:
+    if origin is not None:
+        config = read_json(origin / "config.json")
+        return config, Model(**read_folder(origin).sizes)
     if model is None:
         raise Refused("the sizes of the model are needed: give --torch_ckpt_dir (the original folder) or --profile.")
     config = {
@@ -193,9 +193,11 @@ def _check(path: Path, weights: Dict[str, Tensor], model: Model) -> None:
         raise Refused(f"{path}: {'; '.join(problems[:12])}{more}.")
 
 
-def _check_folder(folder: Path, names: List[str]) -> None:
+def _check_folder(folder: Path, names: List[str], read: Sequence[Optional[Path]]) -> None:
     if not folder.exists():
         return
+    if any(path is not None and folder.samefile(path) for path in read):
+        raise Refused(f"{folder} is what is read; it would be replaced. Choose another folder.")
     if not folder.is_dir():
         raise Refused(f"{folder} is a file; give a folder to export into.")
     others = sorted(

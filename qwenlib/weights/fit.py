@@ -5,11 +5,12 @@ MindSpore would load a slice of the right shape from the wrong place without a w
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Dict, Iterable, List, Optional, Union
 
 from qwenlib.errors import Refused
-from qwenlib.profile import Model, Parallel
+from qwenlib.profile import Adapter, Model, Parallel
 from qwenlib.weights.layout import Planned
 from qwenlib.weights.names import LORA_A, LORA_B, full_shapes
 from qwenlib.weights.slice_plan import make_plan
@@ -32,20 +33,20 @@ def misfits(
     parallel: Parallel,
     optimizer_parallel: bool = True,
     ranks: Optional[Iterable[int]] = None,
-    lora_rank: int = 0,
+    adapter: Optional[Adapter] = None,
 ) -> List[str]:
     """Why a training of ``model`` by ``parallel`` cannot begin with the slices in ``folder``; []: it can.
 
-    ``ranks``: those that are needed here; left out, those that are there. ``lora_rank``: of the adapter that is
-    trained; the slices may hold one already. What counts is which rows and columns each rank holds, whatever plan or
-    strategy file they were cut by.
+    ``ranks``: those that are needed here; left out, those that are there. ``adapter``: the one that is trained;
+    the slices may hold it already. What counts is which rows and columns each rank holds, whatever plan or strategy
+    file they were cut by.
 
     Raises:
         Refused: slice.json is missing or damaged, or the sizes cannot be cut by ``parallel``.
     """
     folder = Path(folder).expanduser()
     plan, shapes = read_slice_meta(folder / SLICE_META)
-    known = full_shapes(model, lora_rank if any(name.endswith((LORA_A, LORA_B)) for name in shapes) else 0)
+    known = full_shapes(model, adapter if any(name.endswith((LORA_A, LORA_B)) for name in shapes) else None)
     wanted = [Planned(name, model.param_init_type, shape) for name, shape in known.items()]
     odd = [item.name for item in wanted if shapes.get(item.name) != item.shape]
     odd += sorted(set(shapes) - {item.name for item in wanted})
@@ -88,7 +89,7 @@ def refuse_cut(path: Union[str, Path]) -> None:
         return
     raise Refused(
         f"{path} holds the slices of {plan.ranks} ranks, and a whole checkpoint is needed here. Merge them first: "
-        f"qwenlib weights merge --rank_dir {path} --mindspore_ckpt_path whole.ckpt"
+        f"qwenlib weights merge --rank_dir {shlex.quote(str(path))} --mindspore_ckpt_path whole.ckpt"
     )
 
 

@@ -52,8 +52,11 @@ def gather(folder: Path, files: Dict[int, Path], plan: Plan, shapes: Dict[str, T
         found[name] = Tensor(name, first.kind, shape, _join(list(parts.values()), shape))
     problems += [f"no rank holds {name}" for name in shapes if name not in found]
     if problems:
-        more = f" and {len(problems) - 8} more" if len(problems) > 8 else ""
-        raise Refused(f"{folder}: {'; '.join(problems[:8])}{more}. Were they cut by another plan?")
+        more = f" and {len(problems) - 4} more" if len(problems) > 4 else ""
+        raise Refused(
+            f"{folder}: {'; '.join(problems[:4])}{more}. Were they cut by another plan, or is it a model of other "
+            "sizes (then give its folder: --torch_ckpt_dir)?"
+        )
     return found
 
 

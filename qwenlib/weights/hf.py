@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import struct
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Dict, List, Tuple, Union
@@ -116,9 +116,8 @@ def safetensors_table(path: Path) -> Dict[str, Tensor]:
         Refused: as :func:`header`, or an entry whose bytes do not fit its type and shape.
     """
     found = {}
-    with open(path, "rb") as stream:
-        begin = 8 + struct.unpack("<Q", stream.read(8))[0] if path.stat().st_size >= 8 else 0
-    for name, entry in header(path).items():
+    table, begin = header(path)
+    for name, entry in table.items():
         kind = BY_SAFETENSORS.get(entry["dtype"])
         if kind is None:
             raise Refused(f"{path}: {name} has the number type {entry['dtype']!r}, which is not known here.")
@@ -131,22 +130,23 @@ def safetensors_table(path: Path) -> Dict[str, Tensor]:
     return found
 
 
-def header(path: Path) -> Dict[str, Any]:
-    """The tensor table of a safetensors file: ``{name: {"dtype", "shape", "data_offsets"}}``.
+def header(path: Path) -> Tuple[Dict[str, Any], int]:
+    """The tensor table of a safetensors file, ``{name: {"dtype", "shape", "data_offsets"}}``, and where it ends.
 
     Raises:
-        Refused: the file is truncated or is no safetensors file.
+        Refused: the file cannot be read, is truncated or is no safetensors file.
     """
-    size = path.stat().st_size
-    with open(path, "rb") as stream:
-        raw = stream.read(8)
-        length = struct.unpack("<Q", raw)[0] if len(raw) == 8 else 0
-        if not 2 <= length <= min(size - 8, HEADER):
-            raise Refused(f"{path} is not a whole safetensors file ({size} bytes). Download it again.")
-        try:
+    try:
+        with open(path, "rb") as stream:
+            size = os.fstat(stream.fileno()).st_size
+            length = int.from_bytes(stream.read(8), "little")
+            if not 2 <= length <= min(size - 8, HEADER):
+                raise Refused(f"{path} is not a whole safetensors file ({size} bytes). Download it again.")
             table = json.loads(stream.read(length))
-        except ValueError:
-            raise Refused(f"{path} is not a safetensors file: its header is not JSON. Download it again.") from None
+    except OSError as error:
+        raise Refused(f"{path} cannot be read: {error.strerror}.") from None
+    except (ValueError, RecursionError):
+        raise Refused(f"{path} is not a safetensors file: its header is not JSON. Download it again.") from None
     if not isinstance(table, dict):
         raise Refused(f"{path} is not a safetensors file: its header is no JSON object. Download it again.")
     table.pop("__metadata__", None)
@@ -156,7 +156,7 @@ def header(path: Path) -> Dict[str, Any]:
     end = max((entry["data_offsets"][1] for entry in table.values()), default=0)
     if size < 8 + length + end:
         raise Refused(f"{path} is cut off: {size} bytes, {8 + length + end} expected. Download it again.")
-    return table
+    return table, 8 + length
 
 
 def _is_entry(entry: Any) -> bool:

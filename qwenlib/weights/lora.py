@@ -6,6 +6,7 @@ computes ``x W^T + lora_alpha / rank * (x A^T) B^T``, so the merged weight is ``
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from pathlib import Path
@@ -50,8 +51,8 @@ def merge_lora(
         layers.
 
     Raises:
-        Refused: there is no adapter in it, no base, matrices that do not fit (all told), no lora_alpha, or values that
-            do not fit float16.
+        Refused: there is no adapter in it, no base, matrices that do not fit (all told), no lora_alpha, values that do
+            not fit float16, or the output is the adapter's or the base's own file.
     """
     begun = time.monotonic()
     if dtype:
@@ -64,6 +65,9 @@ def merge_lora(
     if problems:
         raise Refused(f"{held.path} does not fit the base: {'; '.join(problems[:8])}.")
     out = target(mindspore_ckpt_path)
+    pump.refuse_own_source([out], held.tensors.values())
+    if base is not None:  # of which nothing may be read, when the run's own checkpoint holds it all
+        pump.refuse_own_source([out], open_source(base).tensors.values())
     wanted = planned(weights, dtype)
     layout = checkpoint_layout(wanted)
     require_space(out, layout.size, f"merging into {out}")
@@ -118,6 +122,7 @@ def save_adapter(
     also: List[str] = []
     if base is not None:
         stands = open_source(base).tensors
+        pump.refuse_own_source([out], stands.values())
         lacking = [name for name in others if name not in stands]
         if lacking:
             raise Refused(f"the base lacks {', '.join(lacking[:6])}: {held.path} was not trained on it.")
@@ -149,6 +154,7 @@ def join_adapter(adapter: Model, mindspore_ckpt_path: PathLike, *, base: Model) 
     if problems:
         raise Refused(f"{held.path} does not fit the base: {'; '.join(problems[:8])}.")
     out = target(mindspore_ckpt_path)
+    pump.refuse_own_source([out], open_source(base).tensors.values())
     found = {**weights, **{tensor.name: tensor for pair in pairs.values() for tensor in pair}}
     copy(found, out, "join")
     return {"checkpoint": out, "tensors": len(found), "replaced": replaced, "lora_rank": rank}
@@ -181,6 +187,8 @@ def _alpha(path: Path, given: Optional[float]) -> float:
         raise Refused(
             f"lora_alpha is not noted beside {path}: give --lora_alpha, or --profile with the adapter's settings."
         )
+    if not 0 < float(given) < math.inf:
+        raise Refused(f"lora_alpha must be above 0, found {given}: the adapter is added times lora_alpha / rank.")
     return float(given)
 
 

@@ -6,9 +6,11 @@ the same way. Nothing is transposed or permuted: both sides keep Linear weights 
 
 from __future__ import annotations
 
-from typing import Dict, List, NamedTuple, Tuple
+import math
+import re
+from typing import Dict, List, NamedTuple, Optional, Tuple
 
-from qwenlib.profile import Model
+from qwenlib.profile import Adapter, Model
 
 LORA_A, LORA_B = ".mindpet_delta_lora_a", ".mindpet_delta_lora_b"
 """How MindPet names the two matrices of a layer."""
@@ -54,22 +56,18 @@ def entries(model: Model) -> List[Entry]:
 
 def count(model: Model) -> Dict[str, int]:
     """``{"tensors": …, "parameters": …}`` of the network."""
-    total = 0
-    for entry in entries(model):
-        size = 1
-        for side in entry.shape:
-            size *= side
-        total += size
-    return {"tensors": len(entries(model)), "parameters": total}
+    found = entries(model)
+    return {"tensors": len(found), "parameters": sum(math.prod(entry.shape) for entry in found)}
 
 
-def full_shapes(model: Model, lora_rank: int = 0) -> Dict[str, Tuple[int, ...]]:
-    """Full shapes of the network's parameters, and of LoRA's when it has a rank."""
+def full_shapes(model: Model, adapter: Optional[Adapter] = None) -> Dict[str, Tuple[int, ...]]:
+    """Full shapes of the network's parameters, and of those that LoRA adds to it."""
     found = {entry.ms: entry.shape for entry in entries(model)}
-    if lora_rank:
-        for entry in entries(model):
-            if ".layers." in entry.ms and entry.ms.endswith(".weight") and len(entry.shape) == 2:
-                layer = entry.ms[: -len(".weight")]
-                found[layer + LORA_A] = (lora_rank, entry.shape[1])
-                found[layer + LORA_B] = (entry.shape[0], lora_rank)
+    if adapter is not None:
+        for name, shape in list(found.items()):
+            layer = name[: -len(".weight")]
+            matrix = ".layers." in name and name.endswith(".weight") and len(shape) == 2
+            if matrix and re.match(adapter.target_modules, layer):  # as MindPet matches a cell's name
+                found[layer + LORA_A] = (adapter.lora_rank, shape[1])
+                found[layer + LORA_B] = (shape[0], adapter.lora_rank)
     return found

@@ -10,12 +10,11 @@ import contextlib
 import errno
 import fcntl
 import os
-import shutil
 from pathlib import Path
 from typing import Dict, Iterator, List, Sequence
 
 from qwenlib.errors import Refused, WorkFailed
-from qwenlib.files import sync
+from qwenlib.files import check_target, free_bytes, sync
 from qwenlib.weights.layout import Layout
 from qwenlib.weights.tensors import Extent, spans
 
@@ -35,8 +34,9 @@ class OutFile:
         """Claim the part file and write what stands between the tensors.
 
         Raises:
-            Refused: another process is writing the same file.
+            Refused: another process is writing the same file, or something else than a file stands there.
         """
+        check_target(self.path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         while True:
             self.handle = os.open(str(self.part), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
@@ -120,10 +120,9 @@ def written(layouts: Dict[Path, Layout]) -> Iterator[List[OutFile]]:
     except OSError as error:
         folder = files[0].path.parent
         if error.errno in _SPACE:
-            free = shutil.disk_usage(folder).free
             raise WorkFailed(
-                f"no space left while writing below {folder}: {free / 2**20:.0f} MiB are free. Nothing was "
-                "half-written; free some space or choose another folder, and run it again."
+                f"no space left while writing below {folder}: {free_bytes(folder) / 2**20:.0f} MiB are free. Nothing "
+                "was half-written; free some space or choose another folder, and run it again."
             ) from error
         raise WorkFailed(f"{files[0].path} cannot be written: {error.strerror}. Choose another place.") from error
     finally:

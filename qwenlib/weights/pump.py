@@ -12,7 +12,7 @@ import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 from qwenlib.errors import Refused
 from qwenlib.progress import Progress
@@ -62,7 +62,7 @@ def run(moves: Sequence[Move], what: str, *, clamp: bool = False, digest: bool =
     Raises:
         Refused: a source file ends too early, or would be replaced by what is made of it.
     """
-    _refuse_own_source(moves)
+    refuse_own_source({target.file.path for move in moves for target in move.targets}, (move.tensor for move in moves))
     ordered = sorted(moves, key=lambda move: (str(move.tensor.parts[0].path), move.tensor.parts[0].extents[:1]))
     total = sum(move.tensor.bytes for move in ordered)
     pump = _Pump(clamp)
@@ -97,10 +97,14 @@ def run(moves: Sequence[Move], what: str, *, clamp: bool = False, digest: bool =
     return Outcome(total, pump.overflow, pump.nonfinite, digests)
 
 
-def _refuse_own_source(moves: Sequence[Move]) -> None:
-    """What is written gets its name at the end, so that reading would do no harm; but the source would be gone."""
-    read = {part.path.resolve() for move in moves for part in move.tensor.parts}
-    for path in {target.file.path for move in moves for target in move.targets}:
+def refuse_own_source(written: Iterable[Path], tensors: Iterable[Tensor]) -> None:
+    """What is written gets its name at the end, so that reading would do no harm; but the source would be gone.
+
+    Raises:
+        Refused: a file of ``written`` holds one of ``tensors``.
+    """
+    read = {part.path.resolve() for tensor in tensors for part in tensor.parts}
+    for path in written:
         if path.resolve() in read:
             raise Refused(f"{path} is what is read; it would be replaced. Choose another file or folder.")
 

@@ -64,15 +64,17 @@ def base_name(name: str) -> str:
     return name
 
 
-def stage_of(name: str, layers: int, stages: int) -> Optional[int]:
-    """The pipeline stage of a parameter; None: every stage (scalars such as the loss scale).
+def stage_of_layer(layer: int, layers: int, stages: int) -> int:
+    """MindFormers gives a stage ``int((layers + 1) / stages)`` layers, the last the rest (``layer_compute_dtype``)."""
+    return min(layer // max((layers + 1) // stages, 1), stages - 1)
 
-    MindFormers gives every stage ``int((layers + 1) / stages)`` layers and the last one the rest.
-    """
+
+def stage_of(name: str, layers: int, stages: int) -> Optional[int]:
+    """The pipeline stage of a parameter; None: every stage (scalars such as the loss scale)."""
     name = base_name(name)
     found = _LAYER.match(name)
     if found:
-        return min(int(found.group(1)) // max((layers + 1) // stages, 1), stages - 1)
+        return stage_of_layer(int(found.group(1)), layers, stages)
     if name.startswith("model.tok_embeddings."):
         return 0
     return stages - 1 if name.startswith(("model.norm_out.", "lm_head.")) else None
@@ -84,14 +86,15 @@ def make_plan(tensors: Sequence[Planned], parallel: Parallel, optimizer_parallel
     Raises:
         Refused: tensors that cannot be cut into ``model_parallel`` equal parts, all of them named.
     """
-    layers = 1 + max(
-        [int(found.group(1)) for item in tensors for found in [_LAYER.match(base_name(item.name))] if found] or [0]
-    )
+    names = [base_name(item.name) for item in tensors]
+    layers = 1 + max([int(found.group(1)) for name in names for found in [_LAYER.match(name)] if found] or [0])
     stages: List[Dict[str, Cut]] = [{} for _ in range(parallel.pipeline_stage)]
+    cuts: Dict[Planned, Cut] = {}
     problems = []
-    for tensor in tensors:
-        cut = _cut(tensor, parallel, optimizer_parallel)
-        home = stage_of(tensor.name, layers, parallel.pipeline_stage)
+    for tensor, name in zip(tensors, names):
+        kind = Planned(_LAYER.sub("", name), tensor.kind, tensor.shape)  # every layer is cut alike
+        cut = cuts[kind] if kind in cuts else cuts.setdefault(kind, _cut(kind, parallel, optimizer_parallel))
+        home = stage_of(name, layers, parallel.pipeline_stage)
         for stage in range(parallel.pipeline_stage) if home is None else [home]:
             stages[stage][tensor.name] = cut
         for dimension, side in enumerate(tensor.shape[:2]):
@@ -105,7 +108,7 @@ def make_plan(tensors: Sequence[Planned], parallel: Parallel, optimizer_parallel
 
 def _cut(tensor: Planned, parallel: Parallel, optimizer_parallel: bool) -> Cut:
     dp, mp = parallel.data_parallel, parallel.model_parallel
-    name, shape = base_name(tensor.name), tensor.shape
+    name, shape = tensor.name, tensor.shape
     by_mp, uncut = 0, -1
     tensor_map = [uncut] * len(shape)
     if _COLUMN.search(name) and not name.endswith("_a"):

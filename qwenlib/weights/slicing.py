@@ -67,6 +67,8 @@ def slice_checkpoint(
     output_dir = Path(output_dir).expanduser()
     if output_dir.resolve() == held.path.resolve() or (output_dir / "rank_0").resolve() == held.path.parent.resolve():
         raise Refused(f"{output_dir} holds the checkpoint that is to be cut. Choose another folder.")
+    if output_dir.exists() and not output_dir.is_dir():
+        raise Refused(f"{output_dir} is a file; give the name of a folder for the ranks.")
     paths = {rank: target(output_dir / f"rank_{rank}" / f"{prefix}{rank}.ckpt") for rank in chosen}
     identity = _identity(held, plan, wanted, prefix, clamp)
     goes_on = _goes_on(output_dir, identity, chosen)
@@ -280,7 +282,7 @@ def open_ranks(
     names: Dict[str, Any] = {}
     for file in choose(folders, step).values():
         names.update(read_table(file))
-    shapes = full_shapes(model, adapter.lora_rank if adapter else 0)
+    shapes = full_shapes(model, adapter)
     wanted = [Planned(name, item.kind, shapes.get(base_name(name), item.shape)) for name, item in names.items()]
     plan = plan_from_strategy(strategy) if strategy else make_plan(wanted, parallel or Parallel(), optimizer_parallel)
     return open_source(rank_dir, plan, {item.name: item.shape for item in wanted}, step)

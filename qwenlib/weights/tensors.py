@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, NamedTuple, Tuple
 
-from qwenlib.errors import Refused
+from qwenlib.errors import Refused, WorkFailed
 from qwenlib.weights.kinds import KINDS
 
 Extent = Tuple[int, int]
@@ -134,10 +134,14 @@ class Files:
 
         Raises:
             Refused: the file ends before (it was cut off, or is still being written).
+            WorkFailed: the disk does not give the bytes.
         """
         handle, done = self.handle(path), 0
         while done < len(into):
-            got = os.preadv(handle, [into[done:]], offset + done)
+            try:
+                got = os.preadv(handle, [into[done:]], offset + done)
+            except OSError as error:
+                raise WorkFailed(f"{path}, byte {offset + done}: reading failed: {error.strerror}.") from error
             if not got:
                 raise Refused(f"{path} is cut off: byte {offset + done} is not there. Get the file again.")
             done += got

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import shlex
 import socket
 from pathlib import Path
 from typing import Any, Dict, Iterator, Optional
@@ -73,7 +74,7 @@ def _judge(path: Path) -> Optional[str]:
     if running:
         raise Refused(
             f"another workbook runner (process {other['pid']}) is at work in {path.parent}. "
-            f"Watch it with `qwenlib workbook status {path.parent}`, or choose another --output."
+            f"Watch it with `qwenlib workbook status {shlex.quote(str(path.parent))}`, or choose another --output."
         )
     return str(other.get("token") or "") or None
 

@@ -57,7 +57,7 @@ def run(
     """
     plan = prepare(profile, output, parameters, only, resume, timeout, notebooks, kernel_name)
     files.require_space(plan.run_dir, SPACE_BYTES, "the workbook")
-    plan.run_dir.mkdir(parents=True, exist_ok=True)
+    files.make_folder(plan.run_dir)
     token = uuid.uuid4().hex
     work = plan.run_dir / WORK
     with lock.held(plan.run_dir, token) as dead_runner, Signals() as signals:

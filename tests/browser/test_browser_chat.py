@@ -209,3 +209,14 @@ def test_a_restarted_kernel_leaves_a_sentence(chat: Chat) -> None:
     assert shown == [label["notice"], words("zh")["notice"]], "neither a dead panel nor 'Loading widget'"
     chat.notebook.shot("chat_reloaded", ".jp-Notebook")
     assert chat.notebook.complaints == []
+
+
+def test_a_kernel_that_was_shut_down_leaves_the_same_sentence(chat: Chat) -> None:
+    chat.notebook.run_all()
+    chat.box.wait_for()
+    gone = chat.panel.locator(".qwenlib-gone")
+    assert not gone.is_visible()
+    chat.notebook.command("kernelmenu:shutdown")
+    gone.wait_for()
+    assert gone.inner_text() == chat.label["gone"] and not chat.box.is_visible()
+    chat.notebook.shot("chat_shut_down", ".qwenlib-chat")

@@ -209,6 +209,19 @@ def test_wrong_arguments_are_refused_before_any_work(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.stack
+def test_a_place_that_cannot_be_written_is_told_by_its_name(
+    messages: Path, files_of: Dict[str, Path], tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(Refused, match=r"file/out\.mindrecord cannot be written: .*/file is no folder"):
+        data.build(messages, tmp_path / "file" / "out.mindrecord", seq_length=32, **files_of)
+    name = "x" * 230 + ".mindrecord"  # itself not too long, but the folder beside that it is built in
+    with pytest.raises(WorkFailed, match=rf"^{tmp_path / name} cannot be written: File name too long\. Choose another"):
+        data.build(messages, tmp_path / name, seq_length=32, **files_of)
+    assert [item.name for item in tmp_path.iterdir()] == ["file"]
+
+
 def test_without_mindspore_it_says_what_to_install(
     messages: Path, files_of: Dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

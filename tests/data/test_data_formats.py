@@ -137,9 +137,24 @@ def test_skipped_records_go_to_a_side_file_with_their_reason(tmp_path: Path) -> 
 
 def test_stop_is_the_default_and_leaves_nothing(tmp_path: Path) -> None:
     source = save(tmp_path / "in.jsonl", [{"instruction": "a", "output": "b"}, {"output": "b"}], lines=True)
-    with pytest.raises(Refused, match="record 1"):
+    with pytest.raises(Refused, match=r"record 1 .* Correct it, or have bad records skipped: --on-error skip\.$"):
+        data.convert(source, tmp_path / "out" / "m.jsonl")
+    source.write_text('{"instruction": "a", "output": "b"}\n{"instr', encoding="utf-8")
+    with pytest.raises(Refused, match=r"line 2, .* --on-error skip\.$"):
         data.convert(source, tmp_path / "out" / "m.jsonl")
     assert not list((tmp_path / "out").iterdir())
+
+
+def test_records_under_a_key_and_unknown_keys_are_told_apart(tmp_path: Path) -> None:
+    for value, told in (
+        ({"data": [{"instruction": "a", "output": "b"}]}, r"stand under the key 'data'; give that array alone\.$"),
+        (
+            {"问题": "a", "回答": "b"},
+            r"it has '问题', '回答'\. Rename its fields, or name the format with --format .*\.$",
+        ),
+    ):
+        with pytest.raises(Refused, match=told):
+            data.convert(save(tmp_path / "in.json", [value], lines=True), tmp_path / "m.jsonl")
 
 
 @pytest.mark.parametrize("text", ['{"a": 1}\n{"b": 2}', "x\ny", '[{"a": 1}]'])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 from typing import Any, Dict, List
@@ -71,12 +72,17 @@ def test_a_byte_order_mark_and_windows_line_ends_are_no_harm(tmp_path: Path) -> 
         ('[{"instruction": "a", "output": "b"}', "not closed by ]"),
         ('[{"instruction": "a",\n "output": b}]', "line 2, column 12: not JSON"),
         ('[{"instruction": "a", "output": "b"} {}]', "expected , or ] after record 0, found '{'"),
-        ('[{"instruction": "a", "output": "b"},]', "line 1, column 38: not JSON"),
+        (
+            '[{"instruction": "a", "output": "b"},]',
+            "column 38: not JSON (a comma before ], with no record between). Take",
+        ),
         ('[{"instruction": "a", "output": "b"}] x', "something follows behind the array"),
         ('{"instruction": "a", "output": "b"}\n{"instruction": "a" "output": "b"}\n', "line 2, column 21: not JSON"),
         ('{\n "instruction": "a"}', "line 1, column 2: not JSON"),
+        ('{\n "instruction": "a"}', "The line ends within an object: records that go over several lines must stand in"),
+        ("instruction,output\na,b\n", "Give a JSON array or JSON Lines of records."),
         (b'[{"instruction": "a",\n"output": "\xff"}]', "line 2: not UTF-8 text (byte 0xff)"),
-        (b'[{"instruction": "\xe4\xbd', "line 1: not UTF-8 text"),
+        (b'[{"instruction": "\xe4\xbd', "line 1: the file ends within a character; it may have been cut off"),
         ("[" * 100_000, "nested too deeply"),
         ("[[1, 2]]", "record 0 (line 1): a record must be an object with instruction and output, found an array"),
         ('{"messages": []}', "these are messages already"),
@@ -94,6 +100,22 @@ def test_bad_input_is_told_with_its_place(tmp_path: Path, text: Any, said: str) 
     message = refusal(path)
     assert said in message
     assert str(path) in message
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (gzip.compress(b"[]"), "not UTF-8 text (byte 0x8b). It is compressed with gzip: gunzip it first."),
+        ('[{"instruction": "给我三条保持健康的建议。"}]'.encode("gb18030"), "It reads as GBK: convert it with iconv"),
+        ("[]".encode("utf-16"), "It is UTF-16: convert it with iconv -f UTF-16 -t UTF-8."),
+        (b'[{"instruction": "caf\xe9"}]', "line 1: not UTF-8 text (byte 0xe9)."),
+        (b'[{"instruction": "\xc3\x28"}]', "line 1: not UTF-8 text (byte 0xc3)."),
+        (bytes(range(255, 0, -1)), "line 1: not UTF-8 text (byte 0xff)."),
+    ],
+)
+def test_another_encoding_is_named_with_what_to_do(tmp_path: Path, content: bytes, said: str) -> None:
+    found = refusal(write(tmp_path, content))
+    assert said in found and ("GBK" in found) == ("GBK" in said)
 
 
 def test_a_missing_file_and_a_folder_are_told_apart(tmp_path: Path) -> None:

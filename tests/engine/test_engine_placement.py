@@ -40,7 +40,11 @@ def test_this_host_is_found_by_its_address(smoke):
 
 @pytest.mark.parametrize(
     ("nodes", "node_rank", "words"),
-    [((*NODES, "10.1.1.3"), 0, "cannot be shared out"), (NODES, 2, "node_rank must be 0 to 1, found 2")],
+    [
+        ((*NODES, "10.1.1.3"), 0, "cannot be shared out"),
+        (NODES, 2, "node_rank must be 0 to 1, found 2"),
+        ((), 3, "node_rank 3 is one of"),
+    ],
 )
 def test_what_cannot_be_shared_out_is_refused(smoke, nodes, node_rank, words):
     with pytest.raises(Refused, match=words):

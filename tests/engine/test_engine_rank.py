@@ -125,3 +125,15 @@ def test_as_a_program_it_says_a_sentence_and_exits_with_2(here: Path) -> None:
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("qwenlib: refused: job.json, line 1, column 10: not JSON")
     assert json.loads((here / "error.json").read_text())["type"] == "Refused"
+
+
+def test_an_error_that_finds_no_room_for_its_file_is_printed_all_the_same(tmp_path, monkeypatch, capsys) -> None:
+    from qwenlib.errors import WorkFailed
+
+    def full(*_: object) -> None:
+        raise WorkFailed("no space left")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(rank, "write_json", full)
+    assert rank.main([str(tmp_path / "no-job.json")]) == 2
+    assert "qwenlib: refused: there is no file" in capsys.readouterr().err

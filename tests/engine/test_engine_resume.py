@@ -100,3 +100,18 @@ def test_the_curve_is_kept_up_to_the_step(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 3}\n')
     resume.put_back(tmp_path / "metrics.jsonl", told)
     assert (tmp_path / "metrics.jsonl").read_text() == "".join(lines)
+
+
+def test_checkpoints_that_auto_cannot_take_are_told(tmp_path):
+    def told():
+        return resume.passed_over(tmp_path, (0, 1), resume.choose("auto", tmp_path, (0, 1)))
+
+    assert told() == ""
+    folder = tmp_path / "output" / "checkpoint"
+    save(folder / "rank_0" / "a.ckpt", 10)
+    assert "the ranks have no step in common); the training begins anew" in told()
+    save(folder / "rank_1" / "a.ckpt", 10)
+    assert told() == ""
+    torn = save(folder / "rank_1" / "b.ckpt", 20)
+    torn.write_bytes(torn.read_bytes()[:-9])
+    assert "(not whole: b.ckpt); the training goes on after step 10\n" in told()

@@ -336,3 +336,28 @@ def test_progress_lines_of_a_rank_are_echoed_whole(
         echo({})
     echo({})
     assert capsys.readouterr().err.splitlines() == said
+
+
+@pytest.mark.parametrize("port", [70000, -1])
+def test_what_is_no_port_is_refused(given: Dict[str, Any], port: int) -> None:
+    with pytest.raises(Refused, match=f"port must be 0 to 65535, found {port}"):
+        work.finetune(profiles.load("smoke"), "lora", port=port, **given)
+
+
+def test_a_run_directory_that_cannot_be_made_is_refused(given: Dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for place in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(Refused, match=r"the folder .* cannot be made: (there is a file|Not a directory)"):
+            work.finetune(profiles.load("smoke"), "lora", **{**given, "run_dir": place})
+
+
+def test_a_dry_run_leaves_the_last_training_as_it_is(given: Dict[str, Any]) -> None:
+    given["run_dir"].mkdir()
+    for name in ("result.json", "job.json"):
+        (given["run_dir"] / name).write_text("{}")
+    write_json(given["run_dir"] / "launch.json", {"ranks": [], "state": "done"})
+    assert work.training_plan(profiles.load("smoke"), "lora", **given, dry_run=True).ranks == 2
+    assert {path.name: path.read_text() for path in given["run_dir"].glob("[jr]*.json")} == {
+        "result.json": "{}",
+        "job.json": "{}",
+    }

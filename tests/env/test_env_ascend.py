@@ -1,9 +1,7 @@
 """Readers of npu-smi, hccn_tool, hccn.conf and version files, on real output."""
 
-import contextlib
 import os
 import time
-from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -171,23 +169,29 @@ def test_a_failing_tool_is_told(body, told, tmp_path):
     assert told in info.problem and info.cards == () and info.found
 
 
+def alive(pid):
+    try:
+        with open(f"/proc/{pid}/stat") as stat:
+            return stat.read().split()[2] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
 def test_a_hanging_tool_is_ended_with_its_children(tmp_path):
     tool = tmp_path / "npu-smi"
     tool.write_text(f"#!/bin/sh\nsleep 60 &\necho $! > {tmp_path}/child\nsleep 60\n")
     tool.chmod(0o755)
-    begun, seconds = time.monotonic(), 0.5
-    while True:  # on a machine that stands still, it may not have come to start its child
-        answer = run_tool("npu-smi", ["info"], environ={"PATH": f"{tmp_path}:{os.environ['PATH']}"}, timeout=seconds)
-        assert f"did not answer within {seconds:g} s" in answer.problem and time.monotonic() - begun < 50
-        if (tmp_path / "child").exists() and (tmp_path / "child").read_text():
+    environ, noted, begun = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}, tmp_path / "child", time.monotonic()
+    for seconds in (0.5, 4.0, 16.0):
+        answer = run_tool("npu-smi", ["info"], environ=environ, timeout=seconds)
+        assert f"did not answer within {seconds:g} s" in answer.problem
+        if noted.exists() and noted.read_text().strip():  # else: the machine stood still before the tool had begun
             break
-        seconds *= 2
-    stat = Path(f"/proc/{(tmp_path / 'child').read_text().strip()}/stat")
-    deadline = time.monotonic() + 10
-    with contextlib.suppress(OSError):  # there is none any more
-        while stat.read_text().split()[2] != "Z":
-            assert time.monotonic() < deadline, "its child goes on"
-            time.sleep(0.02)
+    assert time.monotonic() - begun < 55, "it was ended, and did not end by itself"
+    child, until = noted.read_text().strip(), time.monotonic() + 20
+    while alive(child) and time.monotonic() < until:
+        time.sleep(0.01)
+    assert not alive(child)
 
 
 def test_a_tool_that_cannot_be_run(tmp_path):

@@ -105,6 +105,11 @@ def test_boot_file_guard(tmp_path):
     assert modelarts.boot_guard({"RANK_ID": "3", "RANK_SIZE": "8"}, tmp_path) == ""
 
 
+def test_what_jupyterlab_sets_in_every_kernel_is_no_secret():
+    environ = {"JPY_SESSION_NAME": "/home/ma-user/work/01_env.ipynb", "JPY_PARENT_PID": "1", "SESSION": "x"}
+    assert modelarts.secrets(environ) == ["SESSION"]
+
+
 def test_secrets_are_never_shown():
     environ = {
         "S3_ACCESS_KEY_ID": "AKIDEXAMPLE",

@@ -84,7 +84,7 @@ def test_a_fail_stops_the_notebook_with_all_fails_named(execute, fake_root, tmp_
     with pytest.raises(PapermillExecutionError, match="the doctor found") as caught:
         execute(root=str(root), profile="lora_7b_910a")
     told = str(caught.value)
-    assert "qwenlib failed: " in told and "Traceback" not in told
+    assert "qwenlib failed: the doctor found" in told and "Traceback" not in told
     fails = [
         item["name"]
         for item in json.loads((tmp_path / "run/01_env/doctor.json").read_text())["findings"]

@@ -246,6 +246,8 @@ def test_on_the_cpu_nothing_is_said_of_cards() -> None:
     assert "MiB a rank" in told and "DOES NOT" not in told and "guide" not in told
     figure = rooms.figure(found)
     assert "MiB a rank" in figure.axes[0].get_xlabel() and not figure.axes[0].lines
+    pytest.importorskip("IPython")
+    assert rooms.picture(found)._repr_mimebundle_()[0]["image/png"].startswith("iVBOR")
 
 
 def test_command_prints_one_json_document() -> None:

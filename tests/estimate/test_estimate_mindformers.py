@@ -107,7 +107,7 @@ def test_stages_are_mindformers_own(plan: Parallel, networks: Dict[Tuple[Paralle
 @pytest.mark.parametrize("plan", PLANS)
 @pytest.mark.parametrize("tuned", sorted(TUNED))
 def test_a_card_holds_what_the_slicer_writes_for_it(plan: Parallel, tuned: str) -> None:
-    """Two rooms know the cuts: what is reckoned with is what `qwenlib weights slice` writes, rank by rank."""
+    """What is reckoned with is what `qwenlib weights slice` writes, rank by rank."""
     from qwenlib.weights.layout import Planned
     from qwenlib.weights.slice_plan import make_plan
 

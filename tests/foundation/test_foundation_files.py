@@ -98,18 +98,44 @@ def test_a_full_disk_is_told_with_the_path_and_leaves_the_old_file(small_disk: P
 def test_a_disk_without_room_for_one_more_name_is_told_the_same_way(small_disk: Path) -> None:
     subprocess.run(["mount", "-o", "remount,nr_inodes=2", str(small_disk)], check=True, capture_output=True)
     (small_disk / "last").touch()
-    with pytest.raises(WorkFailed, match="no space left while writing"):
-        files.write_text(small_disk / "x", "y")
+    for place in (small_disk / "x", small_disk / "folder" / "x"):
+        with pytest.raises(WorkFailed, match=f"no space left while writing {place}: 0 MiB are free there"):
+            files.write_text(place, "y")
     assert names(small_disk) == ["last"]
 
 
 def test_a_place_that_cannot_be_written_is_told_in_a_sentence(tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    (tmp_path / "folder").mkdir()
-    for place in (tmp_path / "file" / "x", tmp_path / "folder", Path("/proc/x")):
+    for place in (Path("/proc/x"), tmp_path / ("x" * 300)):
         with pytest.raises(WorkFailed, match=rf"^{place} cannot be written: "):
             files.write_text(place, "y")
-    assert names(tmp_path) == ["file", "folder"]
+    assert names(tmp_path) == []
+
+
+def test_what_is_no_file_is_never_replaced(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "to the pipe").symlink_to("pipe")
+    for name, told in (
+        ("file/x", "cannot be written: .*/file is no folder"),
+        ("folder", "is a folder"),
+        ("pipe", "is a device or a pipe"),
+        ("to the pipe", "is a device or a pipe"),
+    ):
+        with pytest.raises(Refused, match=rf"^{tmp_path / name} {told}"):
+            files.write_text(tmp_path / name, "y")
+    assert names(tmp_path) == ["file", "folder", "pipe", "to the pipe"]
+    assert stat.S_ISFIFO(os.stat(tmp_path / "pipe").st_mode)
+
+
+def test_a_link_to_a_file_stays_one(tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    for name in ("disk/old", "disk/new"):
+        (tmp_path / "link").unlink(missing_ok=True)
+        (tmp_path / "link").symlink_to(name)
+        (tmp_path / "disk" / "old").write_text("old")
+        files.write_text(tmp_path / "link", "y")
+        assert os.readlink(tmp_path / "link") == name and (tmp_path / name).read_text() == "y"
 
 
 def test_the_writer_s_own_errors_pass_unchanged(tmp_path: Path) -> None:

@@ -280,3 +280,9 @@ def test_no_text_in_a_profile_file_ends_in_a_traceback(tmp_path: Path, text: str
         profiles.load(written(tmp_path, text))
     except Refused as error:
         assert "mine.yaml" in str(error)
+
+
+@pytest.mark.parametrize("settings", ["lora.epochs=1", 3, [1], {"lora.epochs": 1}])
+def test_settings_that_are_no_list_of_texts_are_refused(settings: object) -> None:
+    with pytest.raises(Refused, match=r'settings must be a list of texts such as \["lora.epochs=3"\], found'):
+        profiles.overrides("lora", settings)  # type: ignore[arg-type]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+import types
 from typing import Iterator
 
 import pytest
@@ -14,7 +15,9 @@ from qwenlib.progress import Progress, track
 
 @pytest.fixture
 def headless(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No front end, and a clock that stands still: a machine that is slow prints no other lines."""
     monkeypatch.setenv("QWENLIB_HEADLESS", "1")
+    monkeypatch.setattr(progress, "time", types.SimpleNamespace(monotonic=lambda: 7.0))
 
 
 @pytest.mark.parametrize(("value", "wanted"), [("1", True), ("yes", True), ("0", False), ("", False)])
@@ -38,6 +41,15 @@ def test_headless_work_ends_with_one_line_on_stderr(headless: None, capsys: pyte
     out, err = capsys.readouterr()
     assert out == "", "stdout belongs to --json"
     assert err == "convert: 4/4 (100 %) tensors 0 s\n"
+
+
+def test_in_a_kernel_a_line_is_no_error(
+    headless: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(progress, "in_kernel", lambda: True)
+    with Progress("convert", 4, "tensors") as bar:
+        bar.advance(4)
+    assert capsys.readouterr() == ("convert: 4/4 (100 %) tensors 0 s\n", ""), "front ends show stderr on red"
 
 
 def test_long_headless_work_says_where_it_is(headless: None, capsys: pytest.CaptureFixture[str]) -> None:

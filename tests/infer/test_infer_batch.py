@@ -138,3 +138,9 @@ def test_two_processes_do_not_write_one_file(tmp_path: Path) -> None:
         pass
     with pytest.raises(Refused, match=r"must end in \.jsonl or \.csv"):
         AnswersFile(tmp_path / "a.xlsx")
+
+
+@pytest.mark.parametrize(("name", "found"), [("none.txt", "nothing"), ("none.json", "nothing"), (".", "a folder")])
+def test_a_file_of_questions_that_is_none_is_refused(tmp_path, name, found):
+    with pytest.raises(Refused, match=rf"there is no file of questions .* \(found {found}\)\. Give a \.txt"):
+        batch.read_prompts(tmp_path / name)

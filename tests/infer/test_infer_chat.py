@@ -220,3 +220,15 @@ def test_predict_answers_a_file_once_and_goes_on_where_it_was_cut_off(
 
 def test_what_a_model_says_cannot_steer_the_terminal() -> None:
     assert printable("a\x1b[31mb\tc\nd\x07\x9b2J\x7f") == "a\ufffd[31mb\tc\nd\ufffd\ufffd2J\ufffd"
+
+
+def test_a_closed_terminal_ends_the_model_and_leaves_nothing(screen: Screen) -> None:
+    screen.wait_for("finetune is ready")
+    (engine,) = engines(screen)
+    folder = Path(engine.cmdline()[-1]).parents[1]
+    assert folder.name.startswith("qwenlib-chat-") and folder.is_dir()
+    os.close(screen.handle)
+    screen.handle = os.open(os.devnull, os.O_RDONLY)
+    assert screen.ended() in (0, 129)
+    assert not engine.is_running() or engine.status() == psutil.STATUS_ZOMBIE
+    assert not folder.exists()

@@ -169,3 +169,15 @@ def test_a_command_that_cannot_be_meant_is_refused_before_anything_is_loaded(
     import re
 
     assert re.search(said, str(result.exception))
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        (["predict", "--run_dir", "x", "--predict_data", " "], "--predict_data is empty"),
+        (["eval", "--run_dir", "/nowhere/at/all"], "there is no run directory /nowhere/at/all."),
+    ],
+)
+def test_what_cannot_be_asked_is_refused(command: list, said: str) -> None:
+    result = CliRunner().invoke(app, command)
+    assert isinstance(result.exception, Refused) and said in str(result.exception)

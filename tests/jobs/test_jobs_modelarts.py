@@ -216,3 +216,31 @@ def test_scrub_leaves_short_words_and_binary_files_alone(tmp_path: Path) -> None
     assert (tmp_path / "a.log.1").read_text() == "(hidden), rotated"
     assert (tmp_path / "a.log").read_text() == "true (hidden)"
     assert (tmp_path / "b.ckpt").read_bytes() == b"abcdefgh"
+
+
+def test_what_the_disk_or_the_interrupt_key_says_is_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    (tmp_path / "file").write_text("")
+    assert job.main(["--lock_dir", str(tmp_path / "file")], {}) == 2
+    assert "the folder" in capsys.readouterr().err
+
+    def raising(error: BaseException) -> int:
+        def work(*_: object) -> int:
+            raise error
+
+        monkeypatch.setattr(job, "work", work)
+        return job.main(["--lock_dir", str(tmp_path / type(error).__name__)], {})
+
+    assert raising(OSError(28, "No space left on device", "/full/x")) == 1
+    assert raising(KeyboardInterrupt()) == 130
+    assert capsys.readouterr().err.splitlines() == [
+        "qwenlib: failed: /full/x: No space left on device.",
+        "qwenlib: interrupted.",
+    ]
+
+
+def test_without_a_cache_the_run_is_not_put_into_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(job.modelarts, "CACHE", str(tmp_path / "no-cache"))
+    assert job._default_output({}) == tmp_path / "runs" / "job"

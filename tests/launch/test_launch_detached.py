@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -229,3 +231,47 @@ def test_a_folder_without_a_launch_is_refused(stub, tmp_path):
     assert "there is no run directory" in cli("status", tmp_path / "nowhere").stderr
     done = cli("logs", run.run_dir, "--rank", 7)
     assert done.returncode == 2 and "no log of rank_7; there are: rank_0, supervisor" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "content", ['{"ranks":', '{"ranks": [], "id": 3}', '{"ranks": [{"name": "x"}], "id": "3", "state": "done"}', "[]"]
+)
+@pytest.mark.parametrize("command", ["status", "logs", "stop"])
+def test_a_damaged_state_is_told_in_a_sentence(tmp_path, command, content):
+    (tmp_path / "launch.json").write_text(content)
+    done = cli(command, tmp_path)
+    assert done.returncode == 2 and not done.stdout
+    assert "launch.json is damaged" in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_the_commands_that_are_told_can_be_pasted(stub, tmp_path):
+    folder = tmp_path / "my run 训练"
+    with start(stub("sleep:60", run_dir=folder)), pytest.raises(Refused) as told:
+        start(stub("exit:0", run_dir=folder))
+    commands = re.findall(r"`(qwenlib [^`]*)`", str(told.value))
+    assert [shlex.split(command) for command in commands] == [
+        ["qwenlib", "status", str(folder)],
+        ["qwenlib", "stop", str(folder)],
+    ]
+
+
+def test_logs_that_were_removed_or_come_later_are_told(stub, monkeypatch):
+    from qwenlib.cli import runs
+
+    with start(stub("print:hello")) as run:
+        run.wait(timeout=30)
+    rank = run.run_dir / "rank_0"
+    rank.rename(run.run_dir / "away")
+    done = cli("logs", run.run_dir)
+    assert done.returncode == 2 and "has no log of a rank" in done.stderr and not done.stdout
+    looks = []
+
+    def read(_folder):  # at the second look the rank has begun
+        looks.append(1)
+        if len(looks) == 2:
+            (run.run_dir / "away").rename(rank)
+        return [{"state": "running" if len(looks) < 3 else "done"}]
+
+    monkeypatch.setattr(runs, "_read", read)
+    monkeypatch.setattr(runs, "FOLLOW_SECONDS", 0.0)
+    assert cli("logs", run.run_dir, "--follow").stdout == "hello\n"

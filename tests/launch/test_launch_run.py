@@ -5,7 +5,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
+import subprocess
+import sys
 import threading
 import time
 from dataclasses import replace
@@ -16,7 +19,7 @@ from launch_tools import running, until
 
 from qwenlib.errors import Refused, WorkFailed
 from qwenlib.files import read_json
-from qwenlib.launch import processes, read_status, start
+from qwenlib.launch import Plan, processes, read_status, start
 
 PROMPT = 30.0
 """Seconds within which a failing or stopped run with a grace of 1 s is over, rather than at the end of its ranks (the
@@ -286,3 +289,32 @@ def test_the_state_is_readable_at_any_instant(stub):
         thread.join()
     assert seen <= {"starting", "running", "done"}
     assert read_status(plan.folder)["state"] == "done" and read_status(plan.folder / "nowhere") is None
+
+
+def test_on_a_disk_that_the_ranks_have_filled_the_end_is_told(tmp_path):
+    small = tmp_path / "small"
+    small.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(small)]
+    if not shutil.which("mount") or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("no right to mount a small tmpfs here")
+    code = "stream = open('fill', 'wb', buffering=0)\nwhile True: stream.write(bytes(4096))"
+    try:
+        plan = Plan([sys.executable, "-c", code], run_dir=small / "run")
+        with start(plan) as run, pytest.raises(WorkFailed, match=r"rank 0 ended with exit code 1") as told:
+            run.wait(timeout=60)
+        assert "supervisor" not in str(told.value)
+        assert f"Before that, the disk below {small / 'run'} had become full." in str(told.value)
+        status = read_status(small / "run")
+        assert status["state"] == "failed" and status["root_cause"]["rank"] == "rank_0" and status["finished"]
+        assert not list((small / "run").glob(".launch*"))
+    finally:
+        subprocess.run(["umount", str(small)], check=True)
+
+
+def test_an_interrupt_while_the_ranks_are_ended_waits_for_their_end(stub, tag):
+    run = start(stub("ignore+report+sleep:60", grace=2.0))
+    until(lambda: run.poll()["ranks"][0].get("ready"), 30)
+    threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
+    with pytest.raises(KeyboardInterrupt):
+        run.stop()
+    assert run.poll()["state"] == "stopped" and not running(tag)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import signal
 import time
 
 import pytest
@@ -9,7 +12,7 @@ from launch_tools import running, until
 
 from qwenlib.errors import WorkFailed
 from qwenlib.files import write_json
-from qwenlib.launch import heartbeat, start
+from qwenlib.launch import client, failure, heartbeat, start
 
 
 def test_a_rank_that_never_reports_ready_is_named(stub, tag):
@@ -89,6 +92,55 @@ def test_a_rank_that_hangs_is_reported_and_goes_on(stub, capsys):
         with pytest.raises(WorkFailed):
             run.wait(timeout=1.0)
         assert "rank_1 hangs: no step for" in capsys.readouterr().err
+
+
+class Seen(Exception):
+    pass
+
+
+def test_a_rank_that_was_stopped_by_a_signal_is_named_and_goes_on(stub, capsys):
+    with start(stub("steps:9999/0.1", ranks=2, hang_factor=5.0, hang_floor=2.0)) as run:
+        status = until(lambda: run.poll() if run.poll()["ranks"][1].get("step", 0) > 40 else None, 60)
+        pid, told = status["ranks"][1]["pid"], []
+        os.kill(pid, signal.SIGSTOP)
+
+        def on_tick(now):
+            if now["hanging"] and now["hanging"]["seconds"] and not told:
+                told.append(failure.hang_text({**now["hanging"], "since": time.time() - 3600}))
+                os.kill(pid, signal.SIGCONT)
+            elif told and not now["hanging"]:
+                raise Seen
+
+        with pytest.raises(Seen):
+            run.wait(on_tick, interval=0.1, timeout=60)
+        with contextlib.suppress(WorkFailed):
+            run.wait(timeout=0.1)
+        assert run.poll()["state"] != "running"
+    assert "no step for 3600 s" in told[0], "the time goes on"
+    err = capsys.readouterr().err
+    assert "rank_1 hangs: no step for" in err
+    assert f"rank_1 was stopped by a signal, and goes on with: kill -CONT {pid}" in err
+
+
+def test_a_failure_behind_a_rank_that_stands_still_says_so(stub, tag, tmp_path):
+    go = tmp_path / "go"
+    with start(stub(f"await:{go}+exit:7", "report+sleep:60")) as run:
+        status = until(lambda: run.poll() if run.poll()["ranks"][1].get("ready") else None, 30)
+        os.kill(status["ranks"][1]["pid"], signal.SIGSTOP)
+        go.touch()
+        with pytest.raises(WorkFailed, match=r"rank 0 of 2 ended with exit code 7 .* Before that, rank_1 had been"):
+            run.wait(timeout=60)
+    assert not running(tag)
+
+
+def test_the_end_of_a_hang_is_told(capsys):
+    ranks = [{"name": "rank_0", "step": 9}, {"name": "rank_1", "step": 8}]
+    hanging = {"ranks": ["rank_1"], "step": 7, "seconds": 130.0, "usual": 0.3}
+    told = client._tell_hang({"state": "running", "ranks": ranks, "hanging": hanging}, "")
+    assert client._tell_hang({"state": "running", "ranks": ranks, "hanging": hanging}, told) == told
+    assert client._tell_hang({"state": "running", "ranks": ranks, "hanging": None}, told) == ""
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2 and "rank_1 hangs" in lines[0] and lines[1] == "rank_1 goes on: step 8"
 
 
 def test_a_hang_may_end_the_run(stub, tag):

@@ -231,6 +231,16 @@ EXTRA = [
         "[ERROR] DISTRIBUTED(12391,7f26d59fb6c0,python):2026-11-25-09:23:36.804.467 [compute_graph_node.cc:286] "
         "Heartbeat] Failed to send heartbeat message to meta server node and try to reconnect to the meta server.",
     ),
+    (
+        "rank-lost",
+        "[ERROR] PS(14498,7f2688ff96c0,python):2026-11-25-12:53:50.555.411 [collective_ops_impl.cc:160] "
+        "RunRingAllReduce] Ring ReduceScatter wait receiving [1,2053] failed.",
+    ),
+    (
+        "rank-lost",
+        "[ERROR] DISTRIBUTED(14497,7efd4aafd6c0,python):2026-11-25-12:53:51.478.811 [meta_server_node.cc:511] "
+        "UpdateTopoState] The node: 1 is timed out. It may exit with exception, please check this node's log.",
+    ),
     ("run-graph", "RuntimeError: Preprocess failed before run graph 1."),
     ("run-graph", "RuntimeError: Run task error!"),
     ("run-graph", "Distribute Task Failed, error: davinci model"),

@@ -278,3 +278,20 @@ def test_the_command(tmp_path):
     more.write_text("- {id: mine, what: Ours, kind: real, match: ['EZ9999: x'], cause: C., advice: A.}")
     assert "Ours" in command(str(folder), "--signatures", str(more)).stdout
     assert "runs/smoke/04_lora" in command("--help").stdout
+
+
+def test_a_run_that_goes_on_has_nothing_to_explain(tmp_path):
+    goes_on = {"state": "running", "ends": {0: {"state": "running"}}}
+    found = diagnose(run(tmp_path / "r", {0: "loss: 1.0\n"}, **goes_on))
+    assert "it has not ended" in found.text() and "Not recognised" not in found.text()
+    found = diagnose(run(tmp_path / "s", {0: error(1, "what is this")}, **goes_on))
+    assert "Not recognised" in found.text() and "what is this" in found.text()
+
+
+def test_a_lost_supervisor_is_no_run_that_goes_on(tmp_path):
+    folder = run(tmp_path / "r", {0: "loss: 1.0\n"}, state="running", ends={0: {"state": "running"}})
+    status = json.loads((folder / "launch.json").read_text())
+    dead = {"pid": 2**22 + 1, "create_time": 1.0}  # above the largest pid
+    (folder / "launch.json").write_text(json.dumps({**status, "supervisor": dead}))
+    found = diagnose(folder)
+    assert found.state == "failed" and "the supervisor of the ranks" in found.text() and "is gone" in found.text()

@@ -164,6 +164,7 @@ def test_nothing_from_a_log_becomes_html(tmp_path):
             "09:36:22 WARNING  0.5% |  | 50.0",
         ),
         ("ValueError: 2026-11-25 is no day", "ValueError: 2026-11-25 is no day"),
+        ("x" * 159 + "65536", "x" * 159 + "…"),
     ],
 )
 def test_a_log_line_is_shown_without_what_all_of_them_say(line, shown):

@@ -17,7 +17,6 @@ from qwenlib.errors import Refused, WorkFailed
 from qwenlib.launch import Plan, start
 from qwenlib.monitor import attach, read_metrics, watch
 from qwenlib.monitor.facts import Facts
-from qwenlib.monitor.metrics import MetricsTail
 
 RANK = """
 import os, sys, time
@@ -90,21 +89,6 @@ def test_a_picture_that_cannot_be_drawn_does_not_end_the_training(tmp_path, caps
     with start(plan(tmp_path, 10)) as run:
         assert len(watch(run, seq_length=10, timeout=60)) == 10
     assert capsys.readouterr().err.count("the live plot is off: RuntimeError: no fonts") == 1
-
-
-def test_metrics_that_cannot_be_written_do_not_end_the_training(tmp_path, capsys, monkeypatch):
-    update, left = MetricsTail.update, [OSError(28, "No space left on device")] * 2
-
-    def full(self, last=False):
-        if left:
-            raise left.pop()
-        return update(self, last)
-
-    monkeypatch.setattr(MetricsTail, "update", full)
-    with start(plan(tmp_path, 10)) as run:
-        assert len(watch(run, seq_length=10, timeout=60)) == 10
-    told = f"{tmp_path / 'metrics.jsonl'} cannot be kept up: [Errno 28] No space left on device. The training goes on."
-    assert capsys.readouterr().err.count(told) == 1
 
 
 def test_a_failure_is_told_with_its_diagnosis(tmp_path):

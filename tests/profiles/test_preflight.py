@@ -177,6 +177,15 @@ def test_each_wrong_setting_is_named(settings: List[str], name: str, tmp_path: P
     assert found[name] == FAIL, found
 
 
+@pytest.mark.parametrize(
+    "setting",
+    ["model.param_init_type=half", "model.compute_dtype=bf16", "lora.adapter.target_modules=(", "model.num_heads=0"],
+)
+def test_what_a_wrong_value_breaks_does_not_hide_the_rest(setting: str, tmp_path: Path) -> None:
+    found = states("lora_7b_910a", "lora", [setting], train_dataset=mindrecord(tmp_path, 3))
+    assert found["profile"] == found["data rows"] == FAIL and found["sink mode"] == OK
+
+
 def test_no_flash_attention_is_refused_with_the_install_lines() -> None:
     report = preflight.check(
         profiles.load("lora_7b_910a"), "lora", preflight.Inputs(environ={}, has_module=lambda name: False)

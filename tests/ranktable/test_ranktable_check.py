@@ -336,3 +336,11 @@ def test_the_card_that_a_started_process_opens(rank, device, nodes, more, told, 
 def test_the_variable_rank_id(value, rule, make_table, write, tmp_path):
     report = check(write(make_table(1)), root=tmp_path, environ={"RANK_ID": value}, addresses=["10.0.0.1"])
     assert [item.rule for item in report.fails] == [rule]
+
+
+def test_the_codes_are_those_of_hccls_parser():
+    """CANN 8.0's parser, rule by rule; "parameter error" and "internal error" reach the user without a code."""
+    codes = dict.fromkeys(range(1, 23), "EI0004")
+    codes.update(dict.fromkeys((5, 9, 10, 14, 20), "parameter error"))
+    codes.update({1: "internal error", 4: "timeout", 13: "EI0004/EI0014", 21: "EI0004/EI0014", 22: "EJ0004"})
+    assert {rule: RULES[rule].code for rule in codes} == codes

@@ -83,7 +83,7 @@ def test_waiting_through_every_state(tmp_path, make_table, capsys, monkeypatch):
 
     thread = threading.Thread(target=platform)
     thread.start()
-    document = wait_for(path, timeout=10, interval=0.01)
+    document = wait_for(path, timeout=60, interval=0.01)
     thread.join()
     assert document == make_table()
     assert f"waiting for {path}" in capsys.readouterr().err

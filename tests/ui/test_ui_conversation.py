@@ -10,7 +10,7 @@ import pytest
 
 pytest.importorskip("markdown_it")
 from qwenlib.data import chatml
-from qwenlib.errors import Refused, WorkFailed
+from qwenlib.errors import Refused
 from qwenlib.ui.conversation import Answer, Conversation, Turn, append_record
 from qwenlib.ui.words import words
 
@@ -90,7 +90,7 @@ def test_a_folder_a_bad_record_and_a_place_that_cannot_be_written(tmp_path: Path
     with pytest.raises(Refused, match="the new record"):
         append_record(tmp_path / "a.jsonl", {"messages": []})
     (tmp_path / "file").touch()
-    with pytest.raises(WorkFailed, match="cannot be written"):
+    with pytest.raises(Refused, match="cannot be written"):
         append_record(tmp_path / "file" / "a.jsonl", RECORD)
     assert append_record(tmp_path / "file", RECORD) > 0, "an empty file is as good as none"
 

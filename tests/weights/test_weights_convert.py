@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -13,7 +14,7 @@ import pytest
 from safetensors.numpy import save_file
 from weights_kit import SMALL, config_of, make_folder, read_all, tensors_of
 
-from qwenlib.errors import Refused
+from qwenlib.errors import Refused, WorkFailed
 from qwenlib.profile import Model
 from qwenlib.weights import convert, read_folder
 from qwenlib.weights.names import count, entries
@@ -193,6 +194,26 @@ def test_a_damaged_header_is_refused(hf: Callable[..., Path], tmp_path: Path) ->
         (folder / "model.safetensors").write_bytes(len(head).to_bytes(8, "little") + head + b"\0" * 4)
         with pytest.raises(Refused, match=r"model\.safetensors"):
             convert(folder, tmp_path / "x.ckpt")
+
+
+@pytest.mark.parametrize("head", [b"[" * 100_000, b"{" * 50, b'{"a":' * 30_000])
+def test_a_header_that_is_no_json_is_refused(hf: Callable[..., Path], tmp_path: Path, head: bytes) -> None:
+    (hf() / "model.safetensors").write_bytes(len(head).to_bytes(8, "little") + head)
+    with pytest.raises(Refused, match=r"model\.safetensors is not a safetensors file: its header is not JSON"):
+        convert(tmp_path / "hf", tmp_path / "x.ckpt")
+
+
+def test_a_disk_that_fails_to_give_the_source_is_told_as_that(
+    hf: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*given: Any) -> int:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    folder = hf()
+    monkeypatch.setattr(os, "preadv", broken)
+    with pytest.raises(WorkFailed, match=r"model\.safetensors, byte \d+: reading failed: Input/output error"):
+        convert(folder, tmp_path / "x.ckpt")
+    assert list(tmp_path.iterdir()) == [folder]
 
 
 def test_an_older_checkpoint_in_rank_0_is_refused(hf: Callable[..., Path], tmp_path: Path) -> None:

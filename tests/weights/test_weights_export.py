@@ -103,6 +103,31 @@ def test_what_cannot_be_exported_is_refused(hf: Callable[..., Path], tmp_path: P
     assert not (tmp_path / "out").exists()
 
 
+def test_the_folder_that_the_model_came_from_is_not_replaced(hf: Callable[..., Path], tmp_path: Path) -> None:
+    folder = hf(dtype="float16")
+    convert(folder, tmp_path / "x.ckpt")
+    before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.iterdir()}
+    (tmp_path / "link").symlink_to(folder)
+    for source, out, how in (
+        (tmp_path / "x.ckpt", folder, {"torch_ckpt_dir": folder}),
+        (tmp_path / "x.ckpt", tmp_path / "link", {"torch_ckpt_dir": folder}),
+        (folder, folder, {"model": SMALL}),
+    ):
+        with pytest.raises(Refused, match="is what is read; it would be replaced"):
+            export(source, out, **how)
+    assert {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.iterdir()} == before
+
+
+def test_the_tokenizer_comes_along_from_a_folder_below_home(
+    hf: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    convert(hf(), tmp_path / "x.ckpt")
+    (tmp_path / "hf" / "vocab.json").write_text("{}")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    export(tmp_path / "x.ckpt", tmp_path / "back", torch_ckpt_dir="~/hf")
+    assert (tmp_path / "back" / "vocab.json").read_text() == "{}"
+
+
 @pytest.mark.parametrize(("text", "size"), [("5GB", 5 * 10**9), ("1.5 MiB", 1572864), ("300", 300)])
 def test_shard_sizes(text: str, size: int) -> None:
     assert shard_bytes(text) == size

@@ -145,13 +145,24 @@ def test_nothing_replaces_what_it_is_made_from(run: Tuple[Path, Path], tmp_path:
     for call in (
         lambda: merge_lora(trained, trained, lora_alpha=ALPHA),
         lambda: merge_lora(tmp_path / "a.ckpt", tmp_path / "link.ckpt", base=base),
+        lambda: merge_lora(tmp_path / "a.ckpt", tmp_path / "a.ckpt", base=base),
         lambda: save_adapter(trained, trained),
+        lambda: save_adapter(trained, base, base=base),
         lambda: join_adapter(tmp_path / "a.ckpt", tmp_path / "a.ckpt", base=base),
+        lambda: merge_lora(trained, base, base=base, lora_alpha=ALPHA),
+        lambda: join_adapter(trained, base, base=tmp_path / "link.ckpt"),
     ):
         with pytest.raises(Refused, match="is what is read; it would be replaced"):
             call()
     assert {path: path.read_bytes() for path in before} == before
     assert not list(tmp_path.rglob("*.part"))
+
+
+@pytest.mark.parametrize("alpha", [0.0, -16.0, float("nan"), float("inf")])
+def test_a_lora_alpha_that_adds_nothing_is_refused(run: Tuple[Path, Path], tmp_path: Path, alpha: float) -> None:
+    with pytest.raises(Refused, match="lora_alpha must be above 0, found "):
+        merge_lora(run[1], tmp_path / "x.ckpt", lora_alpha=alpha)
+    assert not (tmp_path / "x.ckpt").exists()
 
 
 def test_a_merge_that_overflows_float16_is_refused(run: Tuple[Path, Path], tmp_path: Path) -> None:

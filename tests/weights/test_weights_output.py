@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import shutil
@@ -127,7 +128,7 @@ def test_the_interrupt_key_leaves_nothing(folder: Path, tmp_path: Path) -> None:
     while not (tmp_path / ".x.ckpt.part").exists() and process.poll() is None:
         time.sleep(0.001)
     process.send_signal(signal.SIGINT)
-    code = process.wait(20)
+    code = process.wait(120)
     assert code == 130 or (code == 0 and (tmp_path / "x.ckpt").exists())
     assert not (tmp_path / ".x.ckpt.part").exists()
 
@@ -153,6 +154,16 @@ def test_a_place_that_cannot_be_written_is_told(folder: Path, tmp_path: Path) ->
     (tmp_path / "file").write_text("x")
     with pytest.raises((WorkFailed, Refused), match="file"):
         convert(folder, tmp_path / "file" / "x.ckpt")
+
+
+def test_a_disk_without_room_for_a_folder_is_told_as_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*given: object, **more: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "mkdir", full)
+    layout = checkpoint_layout([Planned("a", "float32", (4,))])
+    with pytest.raises(WorkFailed, match=r"no space left .*rank_0: \d+ MiB"), written({tmp_path / "rank_0/x": layout}):
+        pass
 
 
 @pytest.fixture()

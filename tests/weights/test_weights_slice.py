@@ -13,8 +13,7 @@ from qwen_forward import sliced, whole
 from weights_kit import make_folder, read_all, tensors_of
 
 from qwenlib.errors import Refused
-from qwenlib.estimate.slices import slices
-from qwenlib.profile import Model, Parallel
+from qwenlib.profile import Adapter, Model, Parallel
 from qwenlib.profile import load as load_profile
 from qwenlib.weights import convert, fit, merge, open_source, slice_checkpoint
 from qwenlib.weights.checkpoint import CheckpointWriter
@@ -273,15 +272,17 @@ def test_slices_are_compared_with_the_plan_of_a_training(full: Path, tmp_path: P
     ]
 
 
-def test_slices_may_hold_an_adapter_when_one_is_trained(full: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("modules", [Adapter().target_modules, ".*wq|.*wv"])
+def test_slices_may_hold_an_adapter_when_one_is_trained(full: Path, tmp_path: Path, modules: str) -> None:
     network, parallel = dataclasses.replace(MODEL, param_init_type="float32"), PLANS["lora"][0]
     with CheckpointWriter(tmp_path / "x.ckpt") as out:
-        for name, shape in full_shapes(MODEL, 16).items():
+        for name, shape in full_shapes(MODEL, Adapter(lora_rank=16, target_modules=modules)).items():
             out.add(name, numpy.zeros(shape, numpy.float32))
     slice_checkpoint(tmp_path / "x.ckpt", tmp_path / "out", parallel)
-    assert fit.misfits(tmp_path / "out", network, parallel, lora_rank=16) == []
-    for rank in (0, 8):
-        assert "from another model (" in fit.misfits(tmp_path / "out", network, parallel, lora_rank=rank)[0]
+    trained = Adapter(lora_rank=16, target_modules=modules)
+    assert fit.misfits(tmp_path / "out", network, parallel, adapter=trained) == []
+    for other in (None, Adapter(lora_rank=8, target_modules=modules), Adapter(lora_rank=16, target_modules=".*w1")):
+        assert "from another model (" in fit.misfits(tmp_path / "out", network, parallel, adapter=other)[0]
 
 
 def test_where_a_whole_checkpoint_is_needed_slices_are_refused_and_replicas_are_not(full: Path, tmp_path: Path) -> None:
@@ -292,21 +293,6 @@ def test_where_a_whole_checkpoint_is_needed_slices_are_refused_and_replicas_are_
         slice_checkpoint(full, tmp_path / str(number), parallel, optimizer_parallel=optimizer)
         with pytest.raises(Refused, match=r"holds the slices of \d+ ranks, and a whole checkpoint .* weights merge"):
             fit.refuse_cut(tmp_path / str(number))
-
-
-@pytest.mark.parametrize(
-    ("profile", "task"), [("lora_7b_910a", "lora"), ("finetune_7b_910a", "finetune"), ("smoke", "finetune")]
-)
-def test_the_estimates_slices_are_those_that_are_cut(profile: str, task: str) -> None:
-    prof = load_profile(profile)
-    parallel = prof.task(task).parallel
-    told = slices(prof.model, parallel, prof.task(task).adapter)
-    plan = make_plan([Planned(item.name, "float16", item.shape) for item in told], parallel)
-    for item in told:
-        windows = [plan.window(item.name, item.shape, rank) for rank in range(plan.ranks)]
-        held = [rank for rank, window in enumerate(windows) if window is not None]
-        assert held == [rank for rank in range(plan.ranks) if rank // plan.devices == item.stage], item.name
-        assert {window.rows * window.columns for window in windows if window} == {item.kept}, item.name
 
 
 def test_a_killed_trainings_ranks_are_merged_from_the_step_that_all_have(full: Path, tmp_path: Path) -> None:
@@ -371,6 +357,21 @@ def test_an_older_checkpoint_in_a_rank_folder_is_refused(full: Path, tmp_path: P
 def test_slicing_onto_its_own_source_is_refused(full: Path) -> None:
     with pytest.raises(Refused, match="Choose another folder"):
         slice_checkpoint(full, full.parent.parent, Parallel(data_parallel=2))
+
+
+def test_a_file_in_the_place_of_the_folder_is_refused(full: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(Refused, match=r"file is a file; give the name of a folder"):
+        slice_checkpoint(full, tmp_path / "file", Parallel(data_parallel=2))
+
+
+def test_a_model_of_other_sizes_is_told_in_few_words(full: Path, tmp_path: Path) -> None:
+    slice_checkpoint(full, tmp_path / "out", Parallel(data_parallel=2, model_parallel=2))
+    (tmp_path / "out" / "slice.json").unlink()
+    other = dataclasses.replace(MODEL, hidden_size=2 * MODEL.hidden_size)
+    with pytest.raises(Refused, match=r"and \d+ more\. .*give its folder: --torch_ckpt_dir") as told:
+        merge(tmp_path / "out", tmp_path / "x.ckpt", parallel=Parallel(2, 2), model=other)
+    assert len(str(told.value)) < 700
 
 
 def test_slices_of_another_plan_are_told(full: Path, tmp_path: Path) -> None:
