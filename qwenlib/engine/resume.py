@@ -68,7 +68,7 @@ def newest(checkpoint_dir: Union[str, Path], ranks: Sequence[int]) -> Optional[S
     points: List[Dict[Tuple[int, int], Path]] = []
     for rank in ranks:
         mine: Dict[Tuple[int, int], Path] = {}
-        for path in sorted(Path(checkpoint_dir).glob(f"rank_{rank}/*.ckpt"), key=lambda item: item.stat().st_mtime):
+        for path in sorted(Path(checkpoint_dir).glob(f"rank_{rank}/*.ckpt"), key=_written):
             point = read_point(path)
             if point is not None:
                 mine[point] = path
@@ -78,6 +78,14 @@ def newest(checkpoint_dir: Union[str, Path], ranks: Sequence[int]) -> Optional[S
         return None
     step, epoch = best = max(common)
     return Saved(step, epoch, {rank: mine[best] for rank, mine in zip(ranks, points)})
+
+
+def _written(path: Path) -> float:
+    """When a file was written; one that a training that goes on has just taken away is older than all."""
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0
 
 
 def choose(resume: Union[str, Path], run_dir: Path, ranks: Sequence[int]) -> Optional[Saved]:

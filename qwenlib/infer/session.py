@@ -22,6 +22,9 @@ from qwenlib.infer.prompt import SYSTEM, Message, Seen
 from qwenlib.infer.settings import complete
 from qwenlib.profile import Profile
 
+END_SECONDS = 10.0
+"""How long the supervisor may take to tell why a process broke off its answer."""
+
 
 class Session:
     """``with Session(profile, …) as session: session.ask("…")``.
@@ -162,10 +165,13 @@ class Session:
                 return {**message["done"], "prompt": prompt}
             if on_text is not None:
                 on_text(message["text"])
-        deadline = time.monotonic() + 3.0
-        while time.monotonic() < deadline:  # its supervisor may need a moment to see that it ended
+        deadline = time.monotonic() + END_SECONDS
+        while True:  # its supervisor may need a moment to see that it ended
+            late = time.monotonic() > deadline  # asked before looking: the look may be late, too
             if self._run.poll()["state"] != "running":
                 self._run.wait()  # raises with the root cause
+            if late:
+                break
             time.sleep(0.05)
         raise WorkFailed(f"the process of {self.name} broke off its answer; see {self._run.rank_log(0)}")
 

@@ -12,6 +12,7 @@ from qwenlib import modelarts
 from qwenlib.files import atomic_path
 
 SUFFIXES = (".ipynb", ".html", ".json", ".jsonl", ".log", ".txt", ".yaml", ".csv", ".md")
+"""One of them anywhere behind the name's first dot: a log that was rotated is called ``info.log.1``."""
 HIDDEN = "(hidden)"
 SHORTEST = 6
 """Shorter values are words that stand everywhere ("true"), not secrets."""
@@ -25,7 +26,7 @@ def scrub(folder: Union[str, Path], environ: Mapping[str, str] = os.environ) -> 
     needles = sorted((form.encode() for form in forms), key=len, reverse=True)
     changed: List[Path] = []
     for path in sorted(Path(folder).rglob("*")) if needles else []:
-        if path.suffix not in SUFFIXES or path.is_symlink() or not path.is_file():
+        if not set(SUFFIXES).intersection(path.suffixes) or path.is_symlink() or not path.is_file():
             continue
         content = path.read_bytes()
         clean = content

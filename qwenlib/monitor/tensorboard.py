@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Union
 
@@ -30,6 +31,9 @@ def writer_class() -> Any:
     Raises:
         Refused: tensorboardX is not installed.
     """
+    # MindSpore's generated code works with protobuf's Python implementation only; imported after the other one (which
+    # tensorboardX would bring in), MindSpore ends the whole process.
+    os.environ.setdefault("PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION", "python")
     try:
         from tensorboardX import SummaryWriter
     except ImportError:

@@ -74,6 +74,13 @@ def test_the_newest_step_that_all_ranks_have_is_taken_whatever_the_file_times_sa
     assert resume.newest(tmp_path, (0, 1, 2)) is None and resume.newest(tmp_path / "nowhere", (0,)) is None
 
 
+def test_a_checkpoint_that_is_taken_away_meanwhile_is_none(tmp_path):
+    """MindFormers keeps the last few only, and a training that goes on may be asked for again."""
+    save(tmp_path / "rank_0" / "b.ckpt", 20)
+    (tmp_path / "rank_0" / "a.ckpt").symlink_to(tmp_path / "gone")  # listed, but there is nothing to look at
+    assert resume.newest(tmp_path, (0,)).step == 20
+
+
 def test_never_auto_and_a_path(tmp_path):
     save(tmp_path / "output" / "checkpoint" / "rank_0" / "a.ckpt", 10)
     assert resume.choose("never", tmp_path, (0,)) is None

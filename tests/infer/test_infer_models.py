@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
+from typing import Any, Dict
 
 import pytest
 
 from qwenlib import infer
 from qwenlib import profile as profiles
-from qwenlib.errors import Refused
+from qwenlib.errors import Refused, WorkFailed
+from qwenlib.infer import session
 
 
 def test_a_chat_prompt_is_what_a_tuned_model_was_trained_on() -> None:
@@ -31,6 +33,30 @@ def test_a_session_that_cannot_begin_leaves_nothing_behind(tmp_path: Path, monke
             run_dir=tmp_path / "run",
         )
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_end_that_the_supervisor_tells_late_is_told_with_its_cause(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The machine stood still for a minute between two looks: the second one counts none the less."""
+    states, clock = iter(["running", "failed"]), [0.0]
+
+    class Ended:
+        def poll(self) -> Dict[str, str]:
+            return {"state": next(states)}
+
+        def wait(self) -> None:
+            raise WorkFailed("rank 0 was killed by SIGKILL")
+
+    def sleep(_seconds: float) -> None:
+        clock[0] += 60
+
+    found: Any = infer.Session.__new__(infer.Session)
+    found.profile, found.name, found.raw = profiles.load("smoke"), "model", False
+    found._open, found._run = True, Ended()
+    monkeypatch.setattr(found, "_converse", lambda *_: iter(()), raising=False)
+    monkeypatch.setattr(session.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(session.time, "sleep", sleep)
+    with pytest.raises(WorkFailed, match="rank 0 was killed by SIGKILL"):
+        found.ask("x")
 
 
 def test_models_are_known_by_name_and_opened_by_look_up_only(tmp_path: Path) -> None:

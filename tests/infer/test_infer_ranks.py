@@ -6,7 +6,7 @@ import dataclasses
 import json
 import time
 from pathlib import Path
-from typing import Any, Iterator, List
+from typing import Any, Iterator
 
 import pytest
 from micro import SENTENCE, Micro
@@ -119,8 +119,10 @@ def pair(micro: Micro, tmp_path_factory: pytest.TempPathFactory) -> Iterator[inf
 def test_two_ranks_answer_stop_and_refuse_together(pair: infer.Session) -> None:
     assert [rank["name"] for rank in pair._run.poll()["ranks"]] == ["rank_0", "rank_1"]
     assert pair.ask("Hello")["text"] == SENTENCE
-    pieces: List[str] = []
-    answer = pair.ask("x", chat=False, max_new_tokens=120, on_text=pieces.append, stopped=lambda: len(pieces) >= 3)
+    for _ in range(20):  # on a busy machine an answer may end before it is stopped
+        answer = pair.ask("x", chat=False, max_new_tokens=120, stopped=lambda: True)
+        if answer["finish"] == "asked":
+            break
     assert answer["finish"] == "asked" and answer["answer_tokens"] < 120
     with pytest.raises(WorkFailed, match="'x y' is not one token"):
         pair.ask("x", chat=False, stop=["x y"])
@@ -140,7 +142,7 @@ def test_the_other_rank_really_answered_along(pair: infer.Session) -> None:
         return pair._run.rank_log(rank).read_text(errors="replace").count("Generation Config is")
 
     pair.ask("Hello")
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while generations(1) < generations(0) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert generations(1) == generations(0) > 2

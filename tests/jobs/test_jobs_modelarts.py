@@ -209,9 +209,11 @@ def test_a_worker_that_died_is_told_to_the_others(tmp_path: Path) -> None:
 
 def test_scrub_leaves_short_words_and_binary_files_alone(tmp_path: Path) -> None:
     (tmp_path / "a.log").write_text("true abcdefgh")
+    (tmp_path / "a.log.1").write_text("abcdefgh, rotated")
     (tmp_path / "b.ckpt").write_bytes(b"abcdefgh")
     changed = scrub.scrub(tmp_path, {"MY_TOKEN": "true", "OTHER_SECRET": "abcdefgh"})
-    assert changed == [tmp_path / "a.log"]
+    assert changed == [tmp_path / "a.log", tmp_path / "a.log.1"]
+    assert (tmp_path / "a.log.1").read_text() == "(hidden), rotated"
     assert (tmp_path / "a.log").read_text() == "true (hidden)"
     assert (tmp_path / "b.ckpt").read_bytes() == b"abcdefgh"
 

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
+from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 
@@ -58,14 +62,26 @@ def test_tokens_per_second_of_the_guide_are_a_plausible_share():
 RECORD = {"step": 1, "loss": 2.5, "lr": None, "tokens_per_second": 100.0, "overflow": True}
 
 
-def test_event_files_hold_the_metrics(tmp_path):
-    pytest.importorskip("tensorboardX")
-    from tensorboardX.proto.event_pb2 import Event
-    from tensorboardX.record_writer import RecordWriter  # noqa: F401 (the format is theirs)
+needs_tensorboardx = pytest.mark.skipif(not find_spec("tensorboardX"), reason="tensorboardX is not installed")
 
+
+@needs_tensorboardx
+@pytest.mark.stack
+def test_mindspore_can_still_be_imported_after_event_files_were_written():
+    code = "from qwenlib.monitor.tensorboard import writer_class; writer_class(); import mindspore; print('both')"
+    environ = {name: text for name, text in os.environ.items() if name != "PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION"}
+    environ["PYTHONPATH"] = str(Path(__file__).parents[2])
+    done = subprocess.run([sys.executable, "-c", code], env=environ, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "both\n"), done.stderr[-2000:]
+
+
+@needs_tensorboardx
+def test_event_files_hold_the_metrics(tmp_path):
     records = [{**RECORD, "step": step, "loss": 1.0 / step} for step in (1, 2)]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     (file,) = export(tmp_path).glob("events.out.tfevents.*")
+    from tensorboardX.proto.event_pb2 import Event
+
     data, found = file.read_bytes(), []
     while data:  # length (8 bytes), its checksum (4), the event, its checksum (4)
         size = int.from_bytes(data[:8], "little")
