@@ -58,7 +58,7 @@ large-files:
 		| xargs -0 sh -c 'find "$$@" -maxdepth 0 -type f -size +$(LARGEST)k 2>/dev/null || :' find)"; \
 	[ -z "$$large" ] || { echo "larger than $(LARGEST) KiB, which no file of the project may be:"; echo "$$large"; exit 1; }
 
-test-py39: ## The tests that need neither MindSpore nor a kernel, on Python 3.9
+test-py39: ## The tests that need no MindSpore and run no notebook, on Python 3.9
 	@if found="$$(PYTHON= tools/find_python --venv .venv-py39 3.9 2>/dev/null)"; then \
 		"$$found" tools/make_venv.py .venv-py39 --lock requirements/min-py39.txt \
 		&& .venv-py39/bin/python -m pytest -m "not stack and not notebook"; \

@@ -88,7 +88,7 @@ def test_the_cpu_locks_hold_the_versions_that_work_together(lock: Path) -> None:
 
 
 def test_the_minimal_tier_has_nothing_of_the_stack() -> None:
-    stack = {"mindspore", "mindformers", "torch", "transformers", "ipykernel", "jupyterlab"}
+    stack = {"mindspore", "mindformers", "torch", "transformers", "jupyterlab"}
     assert not stack & set(pins(ROOT / "requirements" / "min-py39.txt"))
 
 

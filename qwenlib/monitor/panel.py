@@ -11,10 +11,11 @@ import time
 import uuid
 from html import escape
 from pathlib import Path
-from typing import Any, Dict, List, Optional
+from typing import Any, Callable, Dict, List, Optional
 
 from qwenlib.files import atomic_path
 from qwenlib.launch.failure import last_lines
+from qwenlib.monitor.clicks import ears, hears_beside
 from qwenlib.monitor.memory import Memory
 from qwenlib.monitor.metrics import join, to_frame
 from qwenlib.monitor.plots import plot
@@ -38,7 +39,7 @@ class LivePlot:
 
     Args:
         log: the log whose last lines are shown; None: none are.
-        button: show a stop button (where the front end can run it beside the cell); see :attr:`stop_asked`.
+        button: show a stop button (where a click can be heard before the cell has ended); see :attr:`stop_asked`.
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class LivePlot:
         self._worded, self._drawn, self._pause, self._shown = 0.0, 0.0, REDRAW_SECONDS, 0
         self._id = uuid.uuid4().hex
         self._displayed: set = set()
+        self._hear: Callable[[], object] = lambda: None
         self._button: Any = self._make_button() if button and self.live else None
 
     def update(self, records: List[Dict[str, Any]], launch: Optional[Dict[str, Any]] = None) -> None:
@@ -71,6 +73,7 @@ class LivePlot:
         if launch is not None:
             self._launch = launch
             self.memory.look(launch)
+        self._hear()
         now = time.monotonic()
         if not self.live:
             if now - self._said >= self.seconds:
@@ -141,6 +144,7 @@ class LivePlot:
     def finish(self, launch: Optional[Dict[str, Any]] = None) -> Optional[Path]:
         """Save the picture, show the last frame, say the last line. No step seen: None, and nothing is drawn."""
         self._launch = launch or self._launch
+        self._hear = lambda: None
         if self._button is not None:  # a saved notebook shall not keep a dead widget
             self._button.update({"text/plain": ""}, raw=True)
         status = self.status()
@@ -209,7 +213,9 @@ class LivePlot:
         """The stop button; None where a click could only be heard after the cell has ended."""
         from IPython import get_ipython
 
-        if not getattr(get_ipython().kernel, "_supports_kernel_subshells", False):  # ipykernel 7 has them
+        kernel = get_ipython().kernel
+        hear = None if hears_beside(kernel) else ears(kernel)
+        if hear is None and not hears_beside(kernel):
             return None
         try:
             import ipywidgets
@@ -218,6 +224,8 @@ class LivePlot:
             return None
         button = ipywidgets.Button(description="stop", icon="stop", tooltip="End all ranks of this run")
         button.on_click(lambda _button: self.stop_asked.set())
+        if hear is not None:
+            self._hear = lambda: hear(button.comm.comm_id)
         shown = display(button, display_id=f"{self._id}-stop")
         # ipykernel 7 remembers that the busy main thread made the button and would keep its clicks for that; without
         # the memory, they go to the subshell that JupyterLab sends them to.
