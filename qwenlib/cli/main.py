@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import os
 import sys
 
 import typer
@@ -77,9 +76,10 @@ def _run() -> None:
         print(f"qwenlib: {error.heading}: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
     except BrokenPipeError:  # who read has had enough, as head has
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        shell.give_up_stdout()
         sys.exit(1)
     except OSError as error:  # a disk, a permission, a place that is no folder: nothing that a traceback explains
+        shell.give_up_stdout()
         place = f"{error.filename}: " if error.filename else ""
         print(f"qwenlib: failed: {place}{error.strerror or error}.", file=sys.stderr)
         sys.exit(1)

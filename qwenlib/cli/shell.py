@@ -57,6 +57,14 @@ def open_standard_files() -> None:
     sys.stderr = sys.stderr or os.fdopen(2, "w", encoding="utf-8")
 
 
+def give_up_stdout() -> None:
+    """Where stdout takes nothing any more, drop what waits for it: else the interpreter tries again, and complains."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+
+
 def expand_home(arguments: Sequence[str]) -> List[str]:
     """The arguments with ``~`` and ``~/…`` as the home folder, also behind ``--option=`` and ``-p name=``.
 

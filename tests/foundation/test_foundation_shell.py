@@ -67,8 +67,10 @@ def test_closed_descriptors_do_no_harm(tmp_path: Path, records: Path, closed: st
     assert json.loads(out.read_text(encoding="utf-8"))["type"] == "chatml"
 
 
-def test_a_full_disk_behind_stdout_is_told(tmp_path: Path, records: Path) -> None:
-    done = shell('data convert --data_path "$1" --output_path "$2" > /dev/full', records, tmp_path / "out.jsonl")
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_full_disk_behind_stdout_is_told(tmp_path: Path, records: Path, unbuffered: str) -> None:
+    line = 'data convert --data_path "$1" --output_path "$2" > /dev/full'
+    done = shell(line, records, tmp_path / "out.jsonl", PYTHONUNBUFFERED=unbuffered)
     assert (done.returncode, done.stderr.splitlines()[-1]) == (1, "qwenlib: failed: No space left on device.")
 
 
