@@ -70,16 +70,16 @@ def _run() -> None:
     try:
         try:
             app(standalone_mode=True)
-        finally:
-            sys.stdout.flush()  # here, where a full disk can still be told
+        except SystemExit as end:
+            if not end.code:
+                sys.stdout.flush()  # here, where a full disk can still be told
+            raise
     except QwenlibError as error:
         print(f"qwenlib: {error.heading}: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
     except BrokenPipeError:  # who read has had enough, as head has
-        shell.give_up_stdout()
         sys.exit(1)
     except OSError as error:  # a disk, a permission, a place that is no folder: nothing that a traceback explains
-        shell.give_up_stdout()
         place = f"{error.filename}: " if error.filename else ""
         print(f"qwenlib: failed: {place}{error.strerror or error}.", file=sys.stderr)
         sys.exit(1)
@@ -90,3 +90,5 @@ def _run() -> None:
         if end.code == 130:  # typer takes the interrupt key itself and says nothing
             print(INTERRUPTED, file=sys.stderr)
         raise
+    finally:
+        shell.settle_output()

@@ -57,12 +57,15 @@ def open_standard_files() -> None:
     sys.stderr = sys.stderr or os.fdopen(2, "w", encoding="utf-8")
 
 
-def give_up_stdout() -> None:
-    """Where stdout takes nothing any more, drop what waits for it: else the interpreter tries again, and complains."""
-    try:
-        sys.stdout.flush()
-    except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+def settle_output() -> None:
+    """Where stdout or stderr takes nothing any more, drop what waits for it: else the interpreter tries again, and ends
+    with a code of its own.
+    """
+    for number, stream in ((1, sys.stdout), (2, sys.stderr)):
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), number)
 
 
 def expand_home(arguments: Sequence[str]) -> List[str]:
