@@ -33,6 +33,10 @@ def environment() -> Dict[str, str]:
     return {**os.environ, "PYTHONPATH": root, "TERM": "dumb", "COLUMNS": "200"}
 
 
+class Silent(AssertionError):
+    pass
+
+
 class Screen:
     """A program on a terminal of its own: what it shows, and a keyboard."""
 
@@ -46,16 +50,25 @@ class Screen:
     def type(self, keys: str) -> None:
         os.write(self.handle, keys.encode())
 
-    def wait_for(self, pattern: str) -> str:
+    def press(self, keys: str, pattern: str) -> str:
+        """Type ``keys`` until ``pattern`` comes: a Ctrl-C takes away what waits in the terminal, in both directions."""
+        for _ in range(SECONDS // 10):
+            self.type(keys)
+            with contextlib.suppress(Silent):
+                return self.wait_for(pattern, 10)
+        raise Silent(f"{pattern!r} never came; the screen: {self.text[-2000:]}")
+
+    def wait_for(self, pattern: str, seconds: float = SECONDS) -> str:
         """Read until ``pattern`` comes, behind what was waited for before; everything up to it."""
-        deadline = time.monotonic() + SECONDS
+        deadline = time.monotonic() + seconds
         while True:
             found = re.search(pattern, self.text[self._read_to :])
             if found:
                 seen = self.text[self._read_to : self._read_to + found.end()]
                 self._read_to += found.end()
                 return seen
-            assert time.monotonic() < deadline, f"{pattern!r} never came; the screen: {self.text[-2000:]}"
+            if time.monotonic() > deadline:
+                raise Silent(f"{pattern!r} never came; the screen: {self.text[-2000:]}")
             if select.select([self.handle], [], [], 0.2)[0]:
                 try:
                     block = os.read(self.handle, 65536)
@@ -142,21 +155,18 @@ def test_a_conversation_at_the_terminal(screen: Screen, tmp_path: Path) -> None:
     assert [message["role"] for message in record["messages"]] == ["system", "user", "assistant"]
     assert f"```text\n{SENTENCE}\n```" in (tmp_path / "talk.md").read_text(encoding="utf-8")
 
-    screen.type("\x03")
-    screen.wait_for("/quit or Ctrl-D ends")
+    screen.press("\x03", "/quit or Ctrl-D ends")
     screen.type("/model base\r")
     screen.wait_for("base is ready. It sees plain text")
     holders = engines(screen)
     assert len(holders) == 1, "the memory of the other model was given back"
     for _ in range(20):  # an answer takes a fifth of a second: on a busy machine it may end before the key is heard
-        screen.type("/clear\r")
-        screen.wait_for("begins anew")
-        screen.type("x\r")
-        screen.wait_for("yxyx")
-        screen.type("\x03")
-        told = screen.wait_for(r"stopped\]|/quit or Ctrl-D ends|cut at its longest\]")
+        screen.press("/clear\r", "begins anew")
+        screen.press("x\r", "yxyx")
+        told = screen.press("\x03", r"stopped\]|/quit or Ctrl-D ends|cut at its longest\]")
         if told.endswith("stopped]"):
             break
+        screen.press("\x03", "/quit or Ctrl-D ends")
     assert 4 <= int(re.findall(r"answer (\d+), [^]]*stopped", told)[-1]) < 120
     screen.type("/clear\r/set max_new_tokens=4\r")
     screen.wait_for("max_new_tokens=4")
