@@ -25,7 +25,9 @@ from qwenlib import profile as profiles
 from qwenlib.engine import upstream
 from qwenlib.files import write_json
 from qwenlib.ranktable import Device, RankTable, Server
-from qwenlib.weights.names import count
+from qwenlib.weights.layout import Planned, checkpoint_layout
+from qwenlib.weights.names import entries
+from qwenlib.weights.output import written
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 FAKE = Path(__file__).resolve().parent / "fake_ascend"
@@ -70,8 +72,10 @@ def earlier_stages(run: Path, profile: str, servers: int) -> Path:
     inputs = run / "inputs"
     checkpoint = inputs / "model_dir" / "rank_0" / "x.ckpt"
     checkpoint.parent.mkdir(parents=True)
-    with open(checkpoint, "wb") as stream:
-        stream.truncate(2 * count(replace(prof.model, **SIZES))["parameters"])
+    small = replace(prof.model, **SIZES)
+    layout = checkpoint_layout([Planned(item.ms, "float16", item.shape) for item in entries(small)])
+    with written({checkpoint: layout}) as (file,):
+        file.write_at(layout.size - 1, memoryview(b"\0"))  # every tensor is zeros
     write_json(inputs / "vocab.json", {f"t{number}": number for number in range(1000)})
     (inputs / "merges.txt").write_text("#version: 0.2\n", encoding="utf-8")
     data = inputs / "train.mindrecord"
