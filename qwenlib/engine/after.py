@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Dict, Union
 
-from qwenlib.engine import work
+from qwenlib.engine import single
 from qwenlib.profile import Profile
 
 Scores = Dict[str, Dict[str, float]]
@@ -23,7 +23,7 @@ def scores(
     merges_file: Union[str, Path],
     **_job: Any,
 ) -> Scores:
-    """Losses before and after, as :func:`qwenlib.engine.work.score` gives them; {} when the checkpoint is in slices.
+    """Losses before and after, as :func:`qwenlib.engine.single.score` gives them; {} when the checkpoint is in slices.
 
     On several cards each rank saves its own slices, those of other nodes elsewhere; one process cannot read them.
 
@@ -34,7 +34,7 @@ def scores(
     if profile.device_target != "CPU" and profile.task(task_name).parallel.ranks > 1:
         print("not scored here: each rank saved its slices; merge them first (qwenlib weights merge)")
         return {}
-    return work.score(
+    return single.score(
         profile,
         load_checkpoint=load_checkpoint,
         checkpoints={task_name: trained["checkpoint"]},

@@ -7,7 +7,7 @@ import random
 from pathlib import Path
 from typing import Any, Dict, List, Union
 
-from qwenlib.engine import work
+from qwenlib.engine import single
 from qwenlib.errors import WorkFailed
 from qwenlib.profile import Profile
 
@@ -59,7 +59,7 @@ def same_logits(
 
     vocabulary = len(json.loads(Path(vocab_file).read_text(encoding="utf-8")))
     ids = sample_tokens(vocabulary, rows, profile.data.seq_length, seed)
-    ours = work.logits(
+    ours = single.logits(
         profile,
         ids,
         load_checkpoint=load_checkpoint,

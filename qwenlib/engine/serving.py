@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Dict, Optional, Union
 
 from qwenlib import launch
-from qwenlib.engine import render, work
+from qwenlib.engine import render, single, work
 from qwenlib.errors import Refused
 from qwenlib.files import make_folder
 from qwenlib.profile import Profile
@@ -48,7 +48,7 @@ def serve_plan(
     fields: Dict[str, Any] = {}
     if ranks > 1:
         fields = sharing(ranks, rank_table, load_checkpoint)
-    job = work.predict_job(
+    job = single.predict_job(
         "serve", profile, config, load_checkpoint, run_dir, "ready.json", {"socket": str(socket)}, whole=ranks > 1
     )
     make_folder(run_dir)

@@ -73,7 +73,7 @@ def score(
         WorkFailed: the process failed.
     """
     from qwenlib import data
-    from qwenlib.engine import work
+    from qwenlib.engine import single
 
     if "base" not in choices:
         raise Refused(f"scoring begins with the base model; there are only: {', '.join(choices)}.")
@@ -86,7 +86,7 @@ def score(
     built = data.build(
         messages, mindrecord, base.vocab_file, base.merges_file, length, labels="assistant", overwrite=True
     )
-    found = work.score(
+    found = single.score(
         adapted[0].profile if adapted else base.profile,
         load_checkpoint=base.checkpoint,
         checkpoints={name: choice.checkpoint for name, choice in choices.items() if name != "base"},

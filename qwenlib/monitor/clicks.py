@@ -34,9 +34,11 @@ def ears(kernel: Any) -> Optional[Callable[[str], int]]:
         with contextlib.suppress(Exception):  # the queue's own kind of Empty
             while True:
                 waiting.append(kernel.msg_queue.get_nowait())
-        ours = [item for item in waiting if _is_for(kernel, item, comm_id)]
+        ours: List[Any] = []
         for item in waiting:
-            if item not in ours:
+            if _is_for(kernel, item, comm_id):
+                ours.append(item)
+            else:
                 kernel.msg_queue.put_nowait(item)
         for item in ours:
             names, frames = kernel.session.feed_identities(item[-1][0], copy=False)

@@ -214,8 +214,9 @@ class LivePlot:
         from IPython import get_ipython
 
         kernel = get_ipython().kernel
-        hear = None if hears_beside(kernel) else ears(kernel)
-        if hear is None and not hears_beside(kernel):
+        beside = hears_beside(kernel)
+        hear = None if beside else ears(kernel)
+        if not (beside or hear):
             return None
         try:
             import ipywidgets

@@ -119,11 +119,11 @@ def test_rows_of_another_length_are_refused_by_the_rank_even_without_notes(found
 
 
 def test_the_score_of_a_packed_data_set_is_the_same_loss(found: Any, tmp_path: Path) -> None:
-    from qwenlib.engine import work
+    from qwenlib.engine import single
 
     one = found["assistant", True]
     tiny = one["tiny"]
-    scored = work.score(
+    scored = single.score(
         one["profile"], load_checkpoint=tiny.model_dir, mindrecord=one["mindrecord"], run_dir=tmp_path, **tiny.files
     )
     assert scored["base"]["loss"] == pytest.approx(one["losses"][0], abs=1e-4)

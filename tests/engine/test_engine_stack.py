@@ -148,9 +148,9 @@ def test_training_again_in_the_same_folder_keeps_the_last_checkpoints_aside(micr
 
 @pytest.fixture(scope="session")
 def scored(micro: Micro, tmp_path_factory: pytest.TempPathFactory) -> Dict[str, Dict[str, float]]:
-    from qwenlib.engine import work
+    from qwenlib.engine import single
 
-    return work.score(
+    return single.score(
         micro.profile,
         load_checkpoint=micro.model_dir,
         mindrecord=micro.mindrecord,

@@ -15,7 +15,7 @@ import yaml
 from qwenlib import launch
 from qwenlib import profile as profiles
 from qwenlib.engine import job as jobs
-from qwenlib.engine import serving, work
+from qwenlib.engine import serving, single, work
 from qwenlib.engine.job import Job
 from qwenlib.errors import Refused
 from qwenlib.files import write_json
@@ -155,7 +155,9 @@ def test_slices_that_a_training_cannot_start_from_are_refused(given: Dict[str, A
     assert "rank_7 holds 0 .ckpt files where one is needed" in said()
     files = {name: given[name] for name in ("vocab_file", "merges_file", "run_dir")}
     with pytest.raises(Refused, match="a whole checkpoint is needed here"):
-        work.score(profiles.load("smoke", SMALL_7B), load_checkpoint=slices, mindrecord=given["train_dataset"], **files)
+        single.score(
+            profiles.load("smoke", SMALL_7B), load_checkpoint=slices, mindrecord=given["train_dataset"], **files
+        )
 
 
 def test_every_path_of_a_job_is_absolute(given: Dict[str, Any], table: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -328,7 +330,7 @@ def test_progress_lines_of_a_rank_are_echoed_whole(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], chunks: List[bytes], said: List[str]
 ) -> None:
     log = tmp_path / "rank.log"
-    echo: Callable[[Dict[str, Any]], None] = work._Echo(log)
+    echo: Callable[[Dict[str, Any]], None] = single._Echo(log)
     echo({})  # not there yet
     for chunk in chunks:
         with open(log, "ab") as stream:

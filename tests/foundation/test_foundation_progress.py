@@ -89,11 +89,11 @@ def test_work_that_broke_off_does_not_claim_an_end(headless: None, capsys: pytes
 
 
 def test_a_rank_s_lines_are_passed_on_to_the_caller(headless: None, capsys: pytest.CaptureFixture[str]) -> None:
-    from qwenlib.engine import work
+    from qwenlib.engine import single
 
     with Progress("score base", 1_250_000, "rows") as bar:
         bar.advance(1_250_000)
-    assert work._PROGRESS.match(capsys.readouterr().err), "engine.work knows a progress line by its form"
+    assert single._PROGRESS.match(capsys.readouterr().err), "engine.single knows a progress line by its form"
 
 
 def test_somebody_who_looks_gets_a_bar(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -19,7 +19,7 @@ from qwenlib.infer.evaluate import perplexity
 
 @pytest.mark.stack
 def test_a_run_is_measured_and_what_was_trained_is_better(micro: Micro, tmp_path: Path) -> None:
-    from qwenlib.engine import work
+    from qwenlib.engine import single
 
     trained = micro.trained()
     run_dir = micro.run(
@@ -46,7 +46,7 @@ def test_a_run_is_measured_and_what_was_trained_is_better(micro: Micro, tmp_path
 
     # Each in a process of its own, without an adapter in the network, gives the same.
     base = choose.of_run(run_dir)["base"]
-    alone = work.score(
+    alone = single.score(
         base.profile,
         load_checkpoint=base.checkpoint,
         checkpoints={"finetune": trained["finetune"]["checkpoint"]},
