@@ -311,10 +311,15 @@ def test_on_a_disk_that_the_ranks_have_filled_the_end_is_told(tmp_path):
         subprocess.run(["umount", str(small)], check=True)
 
 
-def test_an_interrupt_while_the_ranks_are_ended_waits_for_their_end(stub, tag):
+def test_an_interrupt_while_the_ranks_are_ended_waits_for_their_end(stub, tag, monkeypatch):
     run = start(stub("ignore+report+sleep:60", grace=2.0))
     until(lambda: run.poll()["ranks"][0].get("ready"), 30)
-    threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
+
+    def wait(_seconds):
+        monkeypatch.undo()
+        os.kill(os.getpid(), signal.SIGINT)  # here, so that it can strike neither before nor after
+
+    monkeypatch.setattr(run._supervisor, "wait", wait)
     with pytest.raises(KeyboardInterrupt):
         run.stop()
     assert run.poll()["state"] == "stopped" and not running(tag)
