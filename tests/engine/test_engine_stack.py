@@ -237,7 +237,7 @@ def test_logits_equal_transformers_with_tied_embeddings(micro: Micro, tmp_path: 
 def test_logits_that_differ_are_not_taken_for_the_same(
     micro: Micro, monkeypatch: pytest.MonkeyPatch, change: Any
 ) -> None:
-    from qwenlib.engine import prove, work
+    from qwenlib.engine import prove, single
 
     def logits(profile: Any, ids: Any, **_: Any) -> Any:
         found = prove.reference_logits(micro.hf, ids).copy()
@@ -248,7 +248,7 @@ def test_logits_that_differ_are_not_taken_for_the_same(
             found[1, 5, 7] += change
         return found
 
-    monkeypatch.setattr(work, "logits", logits)
+    monkeypatch.setattr(single, "logits", logits)
     with pytest.raises(WorkFailed, match=r"model_dir is not the network of .*hf: the logits differ by"):
         prove.same_logits(
             micro.profile,
